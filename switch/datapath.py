@@ -126,7 +126,6 @@ class WorkerStats:
     frames: int
     batch_frames: Sequence[int]  # batches with 1, 2-3, 4-7, 8-15, 16-31, 32-63, 64 frames
     rx_queues: Sequence[str]  # "vm1/0": port/queue polled by this worker
-    events_lost: int
 
 
 @dataclass(frozen=True, slots=True)

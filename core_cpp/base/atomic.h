@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ordered access to plain memory shared with another thread, process or guest. Ring fields live in guest memory, so they
-// cannot be declared std::atomic; these helpers are the only way the core reads or writes them (TSan understands them).
+// Ordered access to plain memory shared with another thread, process or guest. Ring fields live in guest memory, so
+// they cannot be declared std::atomic; these helpers are the only way the core reads or writes them (TSan understands
+// them).
 #pragma once
 
 #include <atomic>

@@ -8,7 +8,8 @@
 
 namespace sw {
 
-static_assert(std::endian::native == std::endian::little, "virtio 1.x fields are little-endian and are used as they are");
+static_assert(std::endian::native == std::endian::little,
+              "virtio 1.x fields are little-endian and are used as they are");
 
 template <class T>
 T load_unaligned(const void* from) {

@@ -13,8 +13,7 @@
 
 namespace sw {
 
-EventLoop::EventLoop()
-    : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+EventLoop::EventLoop() : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   SW_CHECK(epoll_ && wake_);
   auto added = add(wake_.get(), EPOLLIN, [this](uint32_t) {
     uint64_t count = 0;
@@ -46,7 +45,8 @@ void EventLoop::remove(int fd) {
 
 EventLoop::TimerId EventLoop::after(uint64_t delay_ms, TimerCallback callback) {
   const TimerId id = ++last_timer_;
-  timers_.emplace(monotonic_ns() + delay_ms * 1'000'000U, std::make_pair(id, std::move(callback)));
+  const auto timer = timers_.emplace(monotonic_ns() + delay_ms * 1'000'000U, std::make_pair(id, std::move(callback)));
+  if (timer == timers_.begin()) wake();  // the loop may be asleep until a later time
   return id;
 }
 
@@ -73,7 +73,9 @@ void EventLoop::run_due_timers() {
 
 void EventLoop::run_once(int timeout_ms, const std::function<void(const std::function<void()>&)>& around) {
   std::array<epoll_event, 64> ready{};
-  const int count = ::epoll_wait(epoll_.get(), ready.data(), ready.size(), next_timeout_ms(timeout_ms));
+  int wait_ms = 0;
+  around([&] { wait_ms = next_timeout_ms(timeout_ms); });
+  const int count = ::epoll_wait(epoll_.get(), ready.data(), ready.size(), wait_ms);
   around([&] {
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = ready.at(static_cast<size_t>(i));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// EventLoop: one epoll set with callbacks and timers. Not thread-safe except wake(): its one thread is the control loop,
-// which holds the datapath's control lock while a callback runs.
+// EventLoop: one epoll set with callbacks and timers. One thread runs it; any thread may add and remove under the lock
+// that `around` of run_once takes (the datapath's control lock). wake() needs no lock.
 #pragma once
 
 #include <sys/epoll.h>
@@ -24,7 +24,8 @@ class EventLoop {
 
   EventLoop();
 
-  // Watch `fd` (not owned) for EPOLLIN/EPOLLOUT/...; one callback per fd. A callback may remove any fd, its own included.
+  // Watch `fd` (not owned) for EPOLLIN/EPOLLOUT/...; one callback per fd. A callback may remove any fd, its own
+  // included.
   Result<void> add(int fd, uint32_t events, FdCallback callback);
   Result<void> modify(int fd, uint32_t events);
   void remove(int fd);  // call before closing the fd; unknown fds are ignored

@@ -15,7 +15,7 @@ inline constexpr uint32_t kMacBytes = 6;
 inline constexpr uint16_t kEtherTypeIpv4 = 0x0800;
 inline constexpr uint16_t kEtherTypeArp = 0x0806;
 inline constexpr uint16_t kEtherTypeRarp = 0x8035;
-inline constexpr uint16_t kEtherTypeVlan = 0x8100;   // 802.1Q customer tag: the only tag a bridge here acts on
+inline constexpr uint16_t kEtherTypeVlan = 0x8100;  // 802.1Q customer tag: the only tag a bridge here acts on
 inline constexpr uint16_t kEtherTypeIpv6 = 0x86dd;
 
 inline constexpr uint16_t kVlanIdMask = 0x0fff;
@@ -26,7 +26,9 @@ using Mac = uint64_t;
 inline constexpr Mac kMacMask = 0xffff'ffff'ffffULL;
 inline constexpr Mac kMacBroadcast = kMacMask;
 
-inline Mac load_mac(const void* from) { return __builtin_bswap64(load_unaligned<uint64_t>(from)) >> 16; }  // reads 8 bytes
+inline Mac load_mac(const void* from) {
+  return __builtin_bswap64(load_unaligned<uint64_t>(from)) >> 16;
+}                                                                      // reads 8 bytes
 constexpr bool is_multicast(Mac mac) { return (mac >> 40 & 1) != 0; }  // broadcast included
 
 }  // namespace sw

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Frame and Batch: borrowed Ethernet frames on their way through one pass of a worker.
 //
-// Theory of operation. A Frame is not a copy and not a buffer: its first bytes (at most kHeadBytes) were loaded once into
-// `head`, every decision is taken on them and they are what is written to the destination, so a guest cannot change what
-// was checked. The rest stays in the source's memory, as segments, until the one copy. Whoever filled the Batch
-// (RxQueue::peek) keeps the memory valid until RxQueue::release. Edits (VLAN tag, checksum) change the head only; the
-// source's memory is never written.
+// Theory of operation. A Frame is not a copy and not a buffer: its first bytes (at most kHeadBytes) were loaded once
+// into `head`, every decision is taken on them and they are what is written to the destination, so a guest cannot
+// change what was checked. The rest stays in the source's memory, as segments, until the one copy. Whoever filled the
+// Batch (RxQueue::peek) keeps the memory valid until RxQueue::release. Edits (VLAN tag, checksum) change the head only;
+// the source's memory is never written.
 #pragma once
 
 #include <array>
@@ -18,9 +18,9 @@
 namespace sw {
 
 inline constexpr uint32_t kMaxBatch = 64;
-inline constexpr uint32_t kHeadBytes = 128;      // most bytes of a frame that are loaded into the head
-inline constexpr uint32_t kHeadRoom = 8;         // space in front of the head for a pushed tag
-inline constexpr uint32_t kMaxSegments = 1024;   // body segments of all frames of a batch together
+inline constexpr uint32_t kHeadBytes = 128;     // most bytes of a frame that are loaded into the head
+inline constexpr uint32_t kHeadRoom = 8;        // space in front of the head for a pushed tag
+inline constexpr uint32_t kMaxSegments = 1024;  // body segments of all frames of a batch together
 inline constexpr uint32_t kMaxFrameBytes = 65535 + kEthHeaderBytes + kVlanTagBytes;  // GSO frame; larger is dropped
 
 // A run of bytes of the source's memory. May change under our feet: copy it, never decide on it.
@@ -30,15 +30,15 @@ struct Segment {
 };
 
 struct alignas(64) Frame {
-  uint32_t len;             // bytes of the whole frame, head included, as it would leave now
-  uint16_t head_len;        // bytes of it in the head; min(len, kHeadBytes) when peeked, +-4 after a tag edit
-  int16_t head_offset;      // where it begins relative to `head`: 0 when peeked, -4 with a pushed tag, +4 with a popped one
+  uint32_t len;         // bytes of the whole frame, head included, as it would leave now
+  uint16_t head_len;    // bytes of it in the head; min(len, kHeadBytes) when peeked, +-4 after a tag edit
+  int16_t head_offset;  // where it begins relative to `head`: 0 when peeked, -4 with a pushed tag, +4 with a popped one
   const Segment* segments;  // the rest: total length is len - head_len
   uint16_t segment_count;
-  uint16_t vlan;            // VID the bridge classified it to; 0 = untagged on a trunk without native VLAN
-  uint16_t tci;             // PCP, DEI and VID to write when it leaves tagged
-  bool tagged;              // the head carries an 802.1Q tag at this moment
-  bool offload;             // vnet asks for work (checksum or segmentation): cheap test for the common case
+  uint16_t vlan;  // VID the bridge classified it to; 0 = untagged on a trunk without native VLAN
+  uint16_t tci;   // PCP, DEI and VID to write when it leaves tagged
+  bool tagged;    // the head carries an 802.1Q tag at this moment
+  bool offload;   // vnet asks for work (checksum or segmentation): cheap test for the common case
   VnetHeader vnet;
   uint8_t reserved[22];
   uint8_t headroom[kHeadRoom];
@@ -52,8 +52,8 @@ static_assert(sizeof(Frame) == 192 && offsetof(Frame, head) == 64);
 // Up to kMaxBatch Frames of one receive queue. One per worker, reused for ever, never copied. Frames that were dropped
 // while peeking do not appear, but their descriptors are given back by release all the same.
 struct Batch {
-  uint32_t count = 0;          // valid frames
-  uint32_t segments_used = 0;  // of `segments`
+  uint32_t count = 0;              // valid frames
+  uint32_t segments_used = 0;      // of `segments`
   bool may_have_offloads = false;  // false: no frame of this batch has `offload` set
   std::array<Frame, kMaxBatch> frames;
   std::array<Segment, kMaxSegments> segments;

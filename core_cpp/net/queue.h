@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// RxQueue and TxQueue: one direction of one ring of a port, as a worker sees it. Direction is the switch's: rx enters the
-// switch, tx leaves it. Called by one worker at a time; no allocation, lock, log or exception; syscalls only where noted.
+// RxQueue and TxQueue: one direction of one ring of a port, as a worker sees it. Direction is the switch's: rx enters
+// the switch, tx leaves it. Called by one worker at a time; no allocation, lock, log or exception; syscalls only where
+// noted.
 #pragma once
 
 #include <cstdint>
@@ -26,12 +27,12 @@ class RxQueue {
   // Give back everything the last peek took and publish it once. notify() follows later.
   virtual void release() = 0;
 
-  // Tell the peer what was published if it asked to be told. The worker calls it at the end of its loop, after one fence
-  // for all queues. At most one eventfd write.
+  // Tell the peer what was published if it asked to be told. The worker calls it at the end of its loop, after one
+  // fence for all queues. At most one eventfd write.
   virtual void notify() {}
 
-  // Sleeping: arm() asks the peer for notifications on wake_fd() and returns true if work arrived meanwhile (then do not
-  // sleep). disarm() asks it to stop. wake_fd() is readable when there is work, -1 if it cannot wake anybody.
+  // Sleeping: arm() asks the peer for notifications on wake_fd() and returns true if work arrived meanwhile (then do
+  // not sleep). disarm() asks it to stop. wake_fd() is readable when there is work, -1 if it cannot wake anybody.
   virtual bool arm() = 0;
   virtual void disarm() = 0;
   [[nodiscard]] virtual int wake_fd() const = 0;
@@ -58,9 +59,9 @@ class TxQueue {
   TxQueue(const TxQueue&) = delete;
   TxQueue& operator=(const TxQueue&) = delete;
 
-  // Copy the frames batch.frames[index[0..n)], in this order, to the peer and publish once. Returns how many left, or were
-  // dropped and counted in drops.tx_drops, from the front; the caller owns and counts the rest (kRingFull). Frames that
-  // left are counted in counters().
+  // Copy the frames batch.frames[index[0..n)], in this order, to the peer and publish once. Returns how many left, or
+  // were dropped and counted in drops.tx_drops, from the front; the caller owns and counts the rest (kRingFull). Frames
+  // that left are counted in counters().
   virtual uint32_t send(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) = 0;
   virtual void notify() {}  // as RxQueue::notify
 

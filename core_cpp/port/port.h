@@ -24,8 +24,8 @@ class PortHost {
  public:
   virtual ~PortHost() = default;
   virtual EventLoop& loop() = 0;
-  // Workers stop using every queue of this port; returns when all have passed (microseconds). Nestable. Only this port is
-  // disturbed. Mutate or destroy queues only between pause and resume.
+  // Workers stop using every queue of this port; returns when all have passed (microseconds). Nestable. Only this port
+  // is disturbed. Mutate or destroy queues only between pause and resume.
   virtual void pause(Port& port) = 0;
   // Publish the port's queues as rx_queues()/tx_queues() now say.
   virtual void resume(Port& port) = 0;
@@ -46,10 +46,11 @@ class PortPause {
   Port& port_;
 };
 
-// Facts for `swctl port NAME`, /ports and metrics, as flat text and numbers so that a new port kind needs no new plumbing.
-// Python shows them as they are; names are snake_case. Example keys: "socket", "stage", "remedy", "negotiated_features".
+// Facts for `swctl port NAME`, /ports and metrics, as flat text and numbers so that a new port kind needs no new
+// plumbing. Python shows them as they are; names are snake_case. Example keys: "socket", "stage", "remedy",
+// "negotiated_features".
 struct PortStatus {
-  bool up = false;  // frames can flow
+  bool up = false;     // frames can flow
   std::string stage;   // where set-up stands, one word of a fixed set per kind: "waiting_for_peer", ..., "running"
   std::string detail;  // one sentence: why it is not up and what to do; empty when up
   std::map<std::string, std::string> facts;
@@ -74,30 +75,33 @@ class Port {
   [[nodiscard]] virtual std::vector<TxQueue*> tx_queues() const = 0;
   [[nodiscard]] virtual PortStatus status() const = 0;
   // Change the MTU (bytes of L3 payload) that the port announces, if the kind has one.
-  virtual Result<void> set_mtu(uint32_t mtu) { (void)mtu; return {}; }
+  virtual Result<void> set_mtu(uint32_t mtu) {
+    (void)mtu;
+    return {};
+  }
 };
 
 // What the configuration says about a port, as far as the port itself needs it. Kinds ignore what is not theirs.
 struct PortConfig {
   std::string name;
-  std::string type;          // "vhostuser", "virtiouser", "tap", "afpacket"
-  std::string socket;        // vhostuser, virtiouser: path
+  std::string type;                 // "vhostuser", "virtiouser", "tap", "afpacket"
+  std::string socket;               // vhostuser, virtiouser: path
   bool socket_owner_switch = true;  // false: the peer listens, we connect and reconnect for ever
-  int socket_mode = -1;      // octal bits for a socket that we create, -1: leave to umask
-  int socket_gid = -1;       // group for a socket that we create, -1: leave
-  uint32_t queues = 1;       // queue pairs at most
-  std::string device;        // tap, afpacket: interface name
-  uint32_t mtu = 0;          // 0: no limit announced
-  uint64_t mac = 0;          // virtiouser, tap: own address, 0: none
-  bool packed = true;        // offer / accept packed rings
-  bool offloads = true;      // offer checksum and segmentation offloads
-  bool mergeable = true;     // offer / accept mergeable receive buffers
-  bool in_order = true;      // offer / accept VIRTIO_F_IN_ORDER
-  uint32_t ring_size = 256;  // virtiouser: entries per ring
+  int socket_mode = -1;             // octal bits for a socket that we create, -1: leave to umask
+  int socket_gid = -1;              // group for a socket that we create, -1: leave
+  uint32_t queues = 1;              // queue pairs at most
+  std::string device;               // tap, afpacket: interface name
+  uint32_t mtu = 0;                 // 0: no limit announced
+  uint64_t mac = 0;                 // virtiouser, tap: own address, 0: none
+  bool packed = true;               // offer / accept packed rings
+  bool offloads = true;             // offer checksum and segmentation offloads
+  bool mergeable = true;            // offer / accept mergeable receive buffers
+  bool in_order = true;             // offer / accept VIRTIO_F_IN_ORDER
+  uint32_t ring_size = 256;         // virtiouser: entries per ring
 };
 
-// The one kind -> factory table (port/registry.cc). `counters` are the port's own, one per queue and direction, kept by the
-// datapath for as long as the port exists: rx_counters[q], tx_counters[q] with q < config.queues.
+// The one kind -> factory table (port/registry.cc). `counters` are the port's own, one per queue and direction, kept by
+// the datapath for as long as the port exists: rx_counters[q], tx_counters[q] with q < config.queues.
 struct PortCounters {
   std::span<QueueCounters> rx;
   std::span<QueueCounters> tx;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counters with one writer. The writer adds with plain relaxed stores (no locked instruction); any thread may read. Each
-// writer's counters have their own cache lines.
+// Counters with one writer. The writer adds with plain relaxed stores (no locked instruction); any thread may read.
+// Each writer's counters have their own cache lines.
 #pragma once
 
 #include <array>
@@ -20,8 +20,8 @@ class Counter {
   uint64_t value_ = 0;
 };
 
-// One direction of one queue. Written by whoever holds the queue at the time (one worker, or under the queue's lock); it
-// belongs to the port, not to the ring, so it survives a guest's reset and never falls.
+// One direction of one queue. Written by whoever holds the queue at the time (one worker, or under the queue's lock);
+// it belongs to the port, not to the ring, so it survives a guest's reset and never falls.
 struct alignas(64) QueueCounters {
   Counter frames;
   Counter bytes;          // of Ethernet frames, without virtio-net header and FCS

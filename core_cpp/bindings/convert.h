@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Conversions between the facade's structs and plain Python values. No logic.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "datapath.h"
+
+namespace sw {
+
+// Raises switch._core.CoreError(errno, message).
+[[noreturn]] void raise(const Error& error);
+
+inline void check(const Result<void>& result) {
+  if (!result) raise(result.error());
+}
+template <class T>
+T unwrap(Result<T> result) {
+  if (!result) raise(result.error());
+  return std::move(*result);
+}
+
+// Keys are the fields of switch.datapath.PortSpec.
+PortSpec port_spec(const pybind11::dict& spec);
+pybind11::dict to_python(const PortView& view);
+pybind11::dict to_python(const Stats& stats);
+pybind11::tuple to_python(const NamedFdbEntry& entry);  // (vlan, mac, port, owner, age)
+pybind11::tuple to_python(const Event& event);          // (time, kind, bridge, port, old_port, vlan, mac, detail)
+FdbOwner fdb_owner(const std::string& name);
+
+}  // namespace sw

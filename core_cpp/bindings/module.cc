@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module switch._core. Everything that may wait runs without the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/convert.h"
+
+namespace py = pybind11;
+
+namespace sw {
+
+namespace {
+
+PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> core_error;
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+// Run a facade call without the GIL and turn its Result into a value or an exception.
+template <class Call>
+auto without_gil(Call call) {
+  auto result = [&] {
+    const py::gil_scoped_release released;
+    return call();
+  }();
+  if (!result) raise(result.error());
+  return result;
+}
+
+void bind_datapath(py::module_& module) {
+  py::class_<Datapath>(module, "Datapath")
+      .def(py::init([](std::vector<int> cpus, const std::string& polling) {
+             return std::make_unique<Datapath>(
+                 DatapathOptions{std::move(cpus), polling == "busy" ? Polling::kBusy : Polling::kAdaptive});
+           }),
+           py::arg("worker_cpus"), py::arg("polling"))
+      .def("start", [](Datapath& self) { without_gil([&] { return self.start(); }); })
+      .def("stop", &Datapath::stop, NoGil())
+      .def("add_bridge",
+           [](Datapath& self, const std::string& name, uint32_t ageing, uint32_t mac_limit) {
+             without_gil([&] { return self.add_bridge(name, ageing, mac_limit); });
+           })
+      .def("set_bridge",
+           [](Datapath& self, const std::string& name, uint32_t ageing, uint32_t mac_limit) {
+             without_gil([&] { return self.set_bridge(name, ageing, mac_limit); });
+           })
+      .def("del_bridge",
+           [](Datapath& self, const std::string& name) { without_gil([&] { return self.del_bridge(name); }); })
+      .def("add_port",
+           [](Datapath& self, const py::dict& dict) {
+             const PortSpec spec = port_spec(dict);
+             without_gil([&] { return self.add_port(spec); });
+           })
+      .def("set_port",
+           [](Datapath& self, const py::dict& dict) {
+             const PortSpec spec = port_spec(dict);
+             without_gil([&] { return self.set_port(spec); });
+           })
+      .def("del_port",
+           [](Datapath& self, const std::string& name) { without_gil([&] { return self.del_port(name); }); })
+      .def("ports",
+           [](Datapath& self) {
+             std::vector<PortView> views;
+             {
+               const py::gil_scoped_release released;
+               views = self.ports();
+             }
+             py::list list;
+             for (const PortView& view : views) list.append(to_python(view));
+             return list;
+           })
+      .def("port", [](Datapath& self,
+                      const std::string& name) { return to_python(*without_gil([&] { return self.port(name); })); })
+      .def("stats",
+           [](Datapath& self) {
+             Stats stats;
+             {
+               const py::gil_scoped_release released;
+               stats = self.stats();
+             }
+             return to_python(stats);
+           })
+      .def("fdb",
+           [](Datapath& self, const std::string& bridge) {
+             const auto entries = without_gil([&] { return self.fdb(bridge); });
+             py::list list;
+             for (const NamedFdbEntry& entry : *entries) list.append(to_python(entry));
+             return list;
+           })
+      .def("fdb_set",
+           [](Datapath& self, const std::string& bridge, uint16_t vlan, Mac mac, const std::string& port,
+              const std::string& owner) {
+             const FdbOwner whose = fdb_owner(owner);
+             without_gil([&] { return self.fdb_set(bridge, vlan, mac, port, whose); });
+           })
+      .def("fdb_del", [](Datapath& self, const std::string& bridge, uint16_t vlan,
+                         Mac mac) { return *without_gil([&] { return self.fdb_del(bridge, vlan, mac); }); })
+      .def("fdb_flush",
+           [](Datapath& self, const std::string& bridge, const std::optional<std::string>& port,
+              std::optional<int> vlan, const std::optional<std::string>& owner) {
+             const int whose = owner ? static_cast<int>(fdb_owner(*owner)) : -1;
+             return *without_gil(
+                 [&] { return self.fdb_flush(bridge, port ? &*port : nullptr, vlan.value_or(-1), whose); });
+           })
+      .def("fdb_release", [](Datapath& self, const std::string& bridge, uint16_t vlan,
+                             Mac mac) { return *without_gil([&] { return self.fdb_release(bridge, vlan, mac); }); })
+      .def("fdb_sweep", &Datapath::fdb_sweep, NoGil())
+      .def("explain",
+           [](Datapath& self, const std::string& port, const py::bytes& frame) {
+             const std::string bytes = frame;
+             return *without_gil(
+                 [&] { return self.explain(port, {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}); });
+           })
+      .def("event_fd", &Datapath::event_fd)
+      .def("drain_events", [](Datapath& self, size_t most) {
+        std::vector<Event> events;
+        {
+          const py::gil_scoped_release released;
+          events = self.drain_events(most);
+        }
+        py::list list;
+        for (const Event& event : events) list.append(to_python(event));
+        return list;
+      });
+}
+
+}  // namespace
+
+void raise(const Error& error) {
+  const py::object& type = core_error.get_stored();
+  PyErr_SetObject(type.ptr(), py::make_tuple(error.code, error.message()).ptr());
+  throw py::error_already_set();
+}
+
+}  // namespace sw
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The C++ core of the switch: ports, workers, forwarding.";
+  sw::core_error.call_once_and_store_result([&] { return py::object(py::exception<sw::Error>(module, "CoreError")); });
+  module.attr("__version__") = SW_VERSION;
+  module.def("drop_reasons",
+             [] { return std::vector<std::string>(sw::kDropReasonNames.begin(), sw::kDropReasonNames.end()); });
+  sw::bind_datapath(module);
+  sw::bind_guest(module);
+}

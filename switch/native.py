@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled datapath behind the protocol of `switch.datapath`: plain values in, typed values and errors out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from switch.datapath import (
+    BridgeStats,
+    DatapathOptions,
+    Event,
+    FdbEntry,
+    PortSpec,
+    PortStats,
+    PortStatus,
+    QueueStats,
+    RingStatus,
+    Stats,
+    WorkerStats,
+)
+from switch.errors import FdbError, NotBuilt, PortError, SwitchError
+
+try:
+    from switch import _core
+except ImportError as error:  # pragma: no cover - only in a broken installation
+    raise NotBuilt(f"the compiled module switch._core is missing ({error}); install the package with `pip install .`") from error
+
+T = TypeVar("T")
+
+
+def _port_call(name: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except _core.CoreError as error:
+        raise PortError(name, error.args[1], error.args[0]) from None
+
+
+def _fdb_call(what: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except _core.CoreError as error:
+        raise FdbError(f"{what}: {error.args[1]}") from None
+
+
+def _switch_call(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except _core.CoreError as error:
+        raise SwitchError(error.args[1]) from None
+
+
+def _port_status(view: dict[str, Any]) -> PortStatus:
+    rings = [RingStatus(name, facts) for name, facts in view["rings"]]
+    return PortStatus(**{**view, "rings": rings})
+
+
+def _port_stats(view: dict[str, Any]) -> PortStats:
+    return PortStats(
+        **{**view, "rx": [QueueStats(*queue) for queue in view["rx"]], "tx": [QueueStats(*queue) for queue in view["tx"]]}
+    )
+
+
+class NativeDatapath:
+    """See `switch.datapath.Datapath` for what each call means."""
+
+    def __init__(self, options: DatapathOptions) -> None:
+        self._options = options
+        self._warnings: list[str] = []
+        cpus = list(options.workers) if options.pin else [-1] * len(options.workers)
+        self._core = _core.Datapath(cpus, options.polling)
+
+    def start(self) -> None:
+        try:
+            self._core.start()
+        except _core.CoreError as error:
+            allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise SwitchError(f"{error.args[1]}; this process may use CPUs {allowed}") from None
+
+    def stop(self) -> None:
+        self._core.stop()
+
+    def warnings(self) -> list[str]:
+        return list(self._warnings)
+
+    def add_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
+        _switch_call(lambda: self._core.add_bridge(name, ageing, mac_limit))
+
+    def set_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
+        _switch_call(lambda: self._core.set_bridge(name, ageing, mac_limit))
+
+    def del_bridge(self, name: str) -> None:
+        _switch_call(lambda: self._core.del_bridge(name))
+
+    def add_port(self, spec: PortSpec) -> None:
+        _port_call(spec.name, lambda: self._core.add_port(asdict(spec)))
+
+    def set_port(self, spec: PortSpec) -> None:
+        _port_call(spec.name, lambda: self._core.set_port(asdict(spec)))
+
+    def del_port(self, name: str) -> None:
+        _port_call(name, lambda: self._core.del_port(name))
+
+    def ports(self) -> list[PortStatus]:
+        return [_port_status(view) for view in self._core.ports()]
+
+    def port(self, name: str) -> PortStatus:
+        return _port_status(_port_call(name, lambda: self._core.port(name)))
+
+    def stats(self) -> Stats:
+        snapshot = self._core.stats()
+        return Stats(
+            time=time.time(),
+            ports=[_port_stats(port) for port in snapshot["ports"]],
+            workers=[WorkerStats(**worker) for worker in snapshot["workers"]],
+            bridges=[BridgeStats(**bridge) for bridge in snapshot["bridges"]],
+            plan_generation=snapshot["plan_generation"],
+        )
+
+    def fdb(self, bridge: str) -> list[FdbEntry]:
+        return [FdbEntry(bridge, *entry) for entry in _fdb_call("list the MAC table", lambda: self._core.fdb(bridge))]
+
+    def fdb_set(self, bridge: str, vlan: int, mac: int, port: str, owner: str) -> None:
+        _fdb_call("add a MAC table entry", lambda: self._core.fdb_set(bridge, vlan, mac, port, owner))
+
+    def fdb_del(self, bridge: str, vlan: int, mac: int) -> bool:
+        return bool(_fdb_call("delete a MAC table entry", lambda: self._core.fdb_del(bridge, vlan, mac)))
+
+    def fdb_flush(self, bridge: str, port: str | None, vlan: int | None, owner: str | None) -> int:
+        return int(_fdb_call("flush the MAC table", lambda: self._core.fdb_flush(bridge, port, vlan, owner)))
+
+    def fdb_release(self, bridge: str, vlan: int, mac: int) -> bool:
+        return bool(_fdb_call("release a MAC table entry", lambda: self._core.fdb_release(bridge, vlan, mac)))
+
+    def fdb_sweep(self) -> int:
+        return int(self._core.fdb_sweep())
+
+    def explain(self, port: str, frame: bytes) -> list[str]:
+        return list(_port_call(port, lambda: self._core.explain(port, frame)))
+
+    def event_fd(self) -> int:
+        return int(self._core.event_fd())
+
+    def drain_events(self, most: int = 1024) -> list[Event]:
+        return [Event(*event) for event in self._core.drain_events(most)]
