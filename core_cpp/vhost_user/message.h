@@ -58,10 +58,6 @@ inline constexpr uint64_t kProtocolNetMtu = 1ULL << 4;
 inline constexpr uint64_t kProtocolConfigureMemSlots = 1ULL << 15;
 inline constexpr uint64_t kProtocolStatus = 1ULL << 16;
 
-// Feature bits that belong to vhost-user and not to virtio, as masks.
-inline constexpr uint64_t kVhostLogAll = 1ULL << 26;            // VHOST_F_LOG_ALL
-inline constexpr uint64_t kVhostProtocolFeatures = 1ULL << 30;  // VHOST_USER_F_PROTOCOL_FEATURES
-
 // "mq,reply_ack,status" for a set of protocol features; unknown bits as "bit17".
 std::string protocol_feature_names(uint64_t bits);
 
