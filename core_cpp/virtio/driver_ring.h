@@ -4,11 +4,11 @@
 //
 // Theory of operation. Every ring entry (split) or buffer id (packed) owns one buffer for ever: 64 bytes of room whose
 // last bytes hold the virtio-net header, then `buffer_bytes` of payload, 64-byte aligned. Addresses in descriptors
-// therefore never change, ids circulate in first-in-first-out order, and with a device that completes in order nothing of
-// a lap has to be rewritten but lengths: lines that would not change are compared, not written. A frame longer than one
-// buffer takes a chain. The device is not trusted: ids, lengths and num_buffers are read once and checked; a device that
-// breaks a rule stops the ring with a reason. Split or packed, event index and in-order are fixed when the ring starts
-// (templates in the .cc files).
+// therefore never change, ids circulate in first-in-first-out order, and with a device that completes in order nothing
+// of a lap has to be rewritten but lengths: lines that would not change are compared, not written. A frame longer than
+// one buffer takes a chain. The device is not trusted: ids, lengths and num_buffers are read once and checked; a device
+// that breaks a rule stops the ring with a reason. Split or packed, event index and in-order are fixed when the ring
+// starts (templates in the .cc files).
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ inline constexpr uint32_t kDriverBigBufferBytes = (kMaxFrameBytes + 63) / 64 * 6
 constexpr uint64_t driver_buffer_stride(uint32_t buffer_bytes) { return uint64_t{kDriverHeadroom} + buffer_bytes; }
 
 struct DriverRingConfig {
-  uint64_t features = 0;  // as negotiated
-  RingMemory ring;        // zeroed; extents as ring_extents() says
+  uint64_t features = 0;       // as negotiated
+  RingMemory ring;             // zeroed; extents as ring_extents() says
   uint8_t* buffers = nullptr;  // ring.size * driver_buffer_stride(buffer_bytes), 64-byte aligned
   uint32_t buffer_bytes = kDriverBufferBytes;
   uint64_t device_address = 0;  // of buffers[0] as the device knows it; identity mapping: the pointer itself

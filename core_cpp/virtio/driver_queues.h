@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+// DriverRxQueue and DriverTxQueue: frames in and out of a driver ring, written once for both ring formats.
+//
+// Theory of operation. `Ring` is one of the classes of driver_split.cc and driver_packed.cc. It moves chains of
+// buffers:
+//   ids()                      the DriverIds
+//   add(parts, n)              make a chain of the next n free ids available; visible to the device after publish()
+//   publish()                  once per burst
+//   reap<lengths>(limit, f)    f(head, used bytes, chain length) for completed chains, until about `limit` were seen;
+//                              without `lengths` the used bytes are not read where the ring need not be
+//   has_used()                 something may be there to reap
+//   kick_wanted()              the device asked to be told about what was published since the last call
+//   arm(), disarm()            ask for notifications, or ask for silence
+// A receive buffer's life: posted -> reaped (pending_[consumed_, reaped_)) -> shown in a Batch
+// ([released_, consumed_)) -> posted again by release().
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "virtio/driver_ids.h"
+#include "virtio/driver_ring.h"
+#include "virtio/spec.h"
+
+namespace sw {
+
+// Used length of a chain whose used entry an in-order device skipped: all of it was written (virtio 1.3 2.7.9).
+inline constexpr uint32_t kUsedWhole = UINT32_MAX;
+
+// Where the buffers of a ring lie. The header sits directly in front of the 64-byte aligned payload.
+struct DriverBuffers {
+  explicit DriverBuffers(const DriverRingConfig& config)
+      : base(config.buffers),
+        device_base(config.device_address),
+        stride(driver_buffer_stride(config.buffer_bytes)),
+        bytes(config.buffer_bytes),
+        header_bytes(net_header_bytes(config.features)) {}
+
+  [[nodiscard]] uint8_t* payload(uint16_t id) const { return base + id * stride + kDriverHeadroom; }
+  [[nodiscard]] uint8_t* header(uint16_t id) const { return payload(id) - header_bytes; }
+  [[nodiscard]] uint64_t device_payload(uint16_t id) const { return device_base + id * stride + kDriverHeadroom; }
+  [[nodiscard]] uint64_t device_header(uint16_t id) const { return device_payload(id) - header_bytes; }
+
+  uint8_t* base;
+  uint64_t device_base;
+  uint64_t stride;
+  uint32_t bytes;
+  uint32_t header_bytes;
+};
+
+// virtio 1.3 5.1.6.4: what a device may put into the header of a received frame of `len` bytes, given what we accepted.
+bool driver_accepts_offload(const VnetHeader& header, const OffloadCaps& accepted, uint32_t len);
+OffloadCaps driver_accepted_offloads(uint64_t features);  // GUEST_* features
+OffloadCaps driver_offered_offloads(uint64_t features);   // CSUM and HOST_* features
+
+// Copy exactly `bytes` (at most kHeadBytes + kVlanTagBytes) in pieces of fixed size that overlap: no call, no byte too
+// many.
+inline void copy_head(uint8_t* to, const uint8_t* from, uint32_t bytes) {
+  const auto both_ends = [&]<size_t kPiece>(std::integral_constant<size_t, kPiece>) {
+    std::memcpy(to, from, kPiece);
+    std::memcpy(to + bytes - kPiece, from + bytes - kPiece, kPiece);
+  };
+  if (bytes >= 64) {
+    if (bytes > 128) std::memcpy(to + 64, from + 64, 64);
+    both_ends(std::integral_constant<size_t, 64>());
+  } else if (bytes >= 32) {
+    both_ends(std::integral_constant<size_t, 32>());
+  } else if (bytes >= 16) {
+    both_ends(std::integral_constant<size_t, 16>());
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
+inline bool write_eventfd(int fd) {
+  const uint64_t one = 1;
+  return fd >= 0 && ::write(fd, &one, sizeof one) == sizeof one;
+}
+inline void drain_eventfd(int fd) {
+  uint64_t count = 0;
+  if (fd >= 0) (void)!::read(fd, &count, sizeof count);
+}
+
+template <class Ring>
+class DriverRxQueue final : public DriverRx {
+ public:
+  DriverRxQueue(const DriverRingConfig& config, QueueCounters& counters)
+      : DriverRx(counters),
+        ring_(config, /*device_writes=*/true),
+        buffers_(config),
+        accepted_(driver_accepted_offloads(config.features)),
+        mergeable_(has_feature(config.features, VIRTIO_NET_F_MRG_RXBUF)),
+        max_frame_bytes_(config.max_frame_bytes),
+        kick_fd_(config.kick_fd),
+        call_fd_(config.call_fd),
+        pending_(std::bit_ceil(uint32_t{config.ring.size})) {
+    post_free_buffers();
+  }
+
+  bool peek(Batch& batch, PortWorkerCounters& drops) override {
+    if (ring_.ids().failed()) return false;
+    const uint32_t begin = consumed_;
+    reap_to(kMaxBatch);
+    uint64_t frames = 0;
+    uint64_t bytes = 0;
+    stalled_ = false;
+    while (batch.count < kMaxBatch && consumed_ != reaped_) {
+      const uint32_t len = take_frame(batch, drops);
+      if (len == kNotTaken) break;
+      ++frames;
+      bytes += len;
+    }
+    if (frames != 0) {
+      counters_->frames.add(frames);
+      counters_->bytes.add(bytes);
+    }
+    return consumed_ != begin;
+  }
+
+  void release() override {
+    for (; released_ != consumed_; ++released_) ring_.ids().give_back(at(released_).id, 1);
+    post_free_buffers();
+  }
+
+  void notify() override {
+    if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
+  }
+
+  bool arm() override {
+    drain_eventfd(call_fd_);
+    return (ring_.arm() || (consumed_ != reaped_ && !stalled_)) && !ring_.ids().failed();
+  }
+  void disarm() override { ring_.disarm(); }
+  [[nodiscard]] int wake_fd() const override { return call_fd_; }
+
+  [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }
+  void kick_now() override { write_eventfd(kick_fd_); }
+  [[nodiscard]] uint32_t in_flight() const override { return ring_.ids().in_flight(); }
+
+ private:
+  static constexpr uint32_t kNotTaken = UINT32_MAX;
+  struct Reaped {
+    uint32_t len;  // bytes that the device wrote, header included; checked against the buffer
+    uint16_t id;
+  };
+
+  Reaped& at(uint32_t position) { return pending_[position & (pending_.size() - 1)]; }
+
+  void post_free_buffers() {
+    DriverIds& ids = ring_.ids();
+    while (ids.free_count() != 0) {
+      const DriverPart part{buffers_.device_header(ids.next_free(0)), buffers_.header_bytes + buffers_.bytes};
+      ring_.add(&part, 1);
+    }
+    ring_.publish();
+  }
+
+  // Have at least `wanted` pending buffers if the device has used as many.
+  void reap_to(uint32_t wanted) {
+    const uint32_t pending = reaped_ - consumed_;
+    if (pending >= wanted) return;
+    ring_.template reap<true>(wanted - pending, [this](uint16_t id, uint32_t used, uint32_t) {
+      const uint32_t room = buffers_.header_bytes + buffers_.bytes;
+      if (used == kUsedWhole) used = room;
+      if (used > room) return ring_.ids().fail("a used length exceeds its buffer");
+      __builtin_prefetch(buffers_.header(id));
+      __builtin_prefetch(buffers_.payload(id));
+      at(reaped_++) = {used, id};
+    });
+  }
+
+  // Show the oldest pending frame in `batch`, or drop it. Its length, or kNotTaken if it must wait.
+  uint32_t take_frame(Batch& batch, PortWorkerCounters& drops) {
+    const Reaped first = at(consumed_);
+    VnetHeaderMrg header{};
+    std::memcpy(&header, buffers_.header(first.id), buffers_.header_bytes);
+    if (first.len < buffers_.header_bytes) [[unlikely]] {
+      ++consumed_;
+      drops.drop_rx(DropReason::kMalformedDescriptor);
+      return 0;
+    }
+    if (mergeable_ && header.num_buffers != 1) [[unlikely]]
+      return take_merged(batch, drops, header);
+    ++consumed_;
+    const uint32_t len = first.len - buffers_.header_bytes;
+    Frame& frame = batch.frames[batch.count];
+    if (!admit(frame, header.base, len, batch, drops)) return len;
+    const uint8_t* payload = buffers_.payload(first.id);
+    std::memcpy(frame.head, payload, len <= 64 ? 64 : kHeadBytes);  // a buffer holds at least kHeadBytes
+    frame.segments = &batch.segments[batch.segments_used];
+    frame.segment_count = 0;
+    if (len > kHeadBytes) {
+      if (batch.segments_used == kMaxSegments) [[unlikely]] {
+        --consumed_;  // the next batch has room
+        return kNotTaken;
+      }
+      batch.segments[batch.segments_used++] = {payload + kHeadBytes, len - kHeadBytes};
+      frame.segment_count = 1;
+    }
+    ++batch.count;
+    return len;
+  }
+
+  // virtio 1.3 5.1.6.4: num_buffers used buffers hold one frame; only the first begins with a header.
+  [[gnu::noinline]] uint32_t take_merged(Batch& batch, PortWorkerCounters& drops, const VnetHeaderMrg& header) {
+    const uint32_t count = header.num_buffers;
+    if (count == 0 || count > ring_.ids().size()) {
+      ring_.ids().fail("num_buffers of a received frame is impossible");
+      return kNotTaken;
+    }
+    reap_to(count);
+    if (reaped_ - consumed_ < count) {
+      stalled_ = true;  // nothing to do before the device uses more
+      return kNotTaken;
+    }
+    uint32_t len = 0;
+    for (uint32_t i = 0; i < count; ++i) len += at(consumed_ + i).len;
+    len -= buffers_.header_bytes;
+    if (batch.segments_used + count > kMaxSegments && batch.count != 0) return kNotTaken;
+    Frame& frame = batch.frames[batch.count];
+    const bool fits = batch.segments_used + count <= kMaxSegments;
+    if (!fits) drops.drop_rx(DropReason::kFrameTooLong);
+    if (fits && admit(frame, header.base, len, batch, drops)) {
+      gather(frame, count, batch);
+      ++batch.count;
+    }
+    consumed_ += count;
+    return len;
+  }
+
+  void gather(Frame& frame, uint32_t count, Batch& batch) {
+    frame.segments = &batch.segments[batch.segments_used];
+    uint32_t head_fill = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      const Reaped part = at(consumed_ + i);
+      const uint32_t skip = i == 0 ? buffers_.header_bytes : 0;
+      const uint8_t* from = buffers_.header(part.id) + skip;
+      const uint32_t bytes = part.len - skip;
+      const uint32_t into_head = std::min<uint32_t>(bytes, frame.head_len - head_fill);
+      std::memcpy(frame.head + head_fill, from, into_head);
+      head_fill += into_head;
+      if (bytes > into_head) batch.segments[batch.segments_used++] = {from + into_head, bytes - into_head};
+    }
+    frame.segment_count = static_cast<uint16_t>(&batch.segments[batch.segments_used] - frame.segments);
+  }
+
+  // Check what the header says about a frame of `len` bytes and fill in all of `frame` but its bytes.
+  bool admit(Frame& frame, const VnetHeader& header, uint32_t len, Batch& batch, PortWorkerCounters& drops) {
+    if (len < kEthHeaderBytes) [[unlikely]]
+      return drops.drop_rx(DropReason::kFrameTooShort), false;
+    if (len > max_frame_bytes_) [[unlikely]]
+      return drops.drop_rx(DropReason::kFrameTooLong), false;
+    const bool offload =
+        (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || header.gso_type != VIRTIO_NET_HDR_GSO_NONE;
+    if (offload && !driver_accepts_offload(header, accepted_, len)) [[unlikely]]
+      return drops.drop_rx(DropReason::kBadOffload), false;
+    frame.len = len;
+    frame.head_len = static_cast<uint16_t>(std::min(len, kHeadBytes));
+    frame.head_offset = 0;
+    frame.vlan = 0;
+    frame.tci = 0;
+    frame.tagged = false;
+    frame.offload = offload;
+    frame.vnet = header;
+    batch.may_have_offloads |= offload;
+    return true;
+  }
+
+  Ring ring_;
+  const DriverBuffers buffers_;
+  const OffloadCaps accepted_;
+  const bool mergeable_;
+  const uint32_t max_frame_bytes_;
+  const int kick_fd_;
+  const int call_fd_;
+  bool stalled_ = false;  // the oldest pending frame lacks buffers that the device has not used yet
+  std::vector<Reaped> pending_;
+  uint32_t reaped_ = 0;  // free running positions: released_ <= consumed_ <= reaped_
+  uint32_t consumed_ = 0;
+  uint32_t released_ = 0;
+};
+
+template <class Ring>
+class DriverTxQueue final : public DriverTx {
+ public:
+  DriverTxQueue(const DriverRingConfig& config, QueueCounters& counters)
+      : DriverTx(counters),
+        ring_(config, /*device_writes=*/false),
+        buffers_(config),
+        // Legacy (virtio 1.3 5.1.6.6): without ANY_LAYOUT the header has a descriptor of its own.
+        header_alone_(!has_feature(config.features, VIRTIO_F_VERSION_1) &&
+                      !has_feature(config.features, VIRTIO_F_ANY_LAYOUT)),
+        kick_fd_(config.kick_fd),
+        parts_(config.ring.size) {
+    caps_ = driver_offered_offloads(config.features);
+  }
+
+  uint32_t send(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) override {
+    DriverIds& ids = ring_.ids();
+    if (ids.failed()) [[unlikely]] {
+      drops.drop_tx(DropReason::kDeviceError, index.size());
+      return static_cast<uint32_t>(index.size());
+    }
+    if (ids.free_count() < index.size()) reclaim();
+    uint32_t taken = 0;
+    uint64_t frames = 0;
+    uint64_t bytes = 0;
+    for (const uint8_t number : index) {
+      const Frame& frame = batch.frames[number];
+      const bool single = frame.len <= buffers_.bytes && !header_alone_;
+      const uint32_t parts =
+          single ? 1 : (frame.len + buffers_.bytes - 1) / buffers_.bytes + static_cast<uint32_t>(header_alone_);
+      if (ids.free_count() < parts) [[unlikely]] {
+        if (parts > ids.size()) {  // virtio 1.3 2.7.5.3: a chain is never longer than the queue
+          drops.drop_tx(DropReason::kBufferTooSmall);
+          ++taken;
+          continue;
+        }
+        reclaim();
+        if (ids.free_count() < parts) break;
+      }
+      single ? put_single(frame) : put_chain(frame, parts);
+      ++taken;
+      ++frames;
+      bytes += frame.len;
+    }
+    if (frames != 0) {
+      ring_.publish();
+      counters_->frames.add(frames);
+      counters_->bytes.add(bytes);
+    }
+    return taken;
+  }
+
+  void notify() override {
+    if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
+  }
+  void reclaim() override {
+    ring_.template reap<false>(UINT32_MAX,
+                               [this](uint16_t head, uint32_t, uint32_t chain) { ring_.ids().give_back(head, chain); });
+  }
+
+  [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }
+  void kick_now() override { write_eventfd(kick_fd_); }
+  [[nodiscard]] uint32_t in_flight() const override { return ring_.ids().in_flight(); }
+
+ private:
+  void put_single(const Frame& frame) {
+    const uint16_t id = ring_.ids().next_free(0);
+    put_header(frame, id);
+    uint8_t* to = buffers_.payload(id);
+    copy_head(to, frame.data(), frame.head_len);
+    uint8_t* end = to + frame.head_len;
+    for (uint32_t i = 0; i < frame.segment_count; ++i) {
+      std::memcpy(end, frame.segments[i].data, frame.segments[i].len);
+      end += frame.segments[i].len;
+    }
+    const DriverPart part{buffers_.device_header(id), buffers_.header_bytes + frame.len};
+    ring_.add(&part, 1);
+  }
+
+  [[gnu::noinline]] void put_chain(const Frame& frame, uint32_t count) {
+    DriverIds& ids = ring_.ids();
+    uint32_t offset = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint16_t id = ids.next_free(i);
+      if (i == 0) put_header(frame, id);
+      if (i == 0 && header_alone_) {
+        parts_[i] = {buffers_.device_header(id), buffers_.header_bytes};
+        continue;
+      }
+      const uint32_t bytes = std::min(buffers_.bytes, frame.len - offset);
+      copy_from_frame(frame, offset, buffers_.payload(id), bytes);
+      offset += bytes;
+      parts_[i] = i == 0 ? DriverPart{buffers_.device_header(id), buffers_.header_bytes + bytes}
+                         : DriverPart{buffers_.device_payload(id), bytes};
+    }
+    ring_.add(parts_.data(), count);
+  }
+
+  // virtio 1.3 5.1.6.2: num_buffers is 0, and of the flags only NEEDS_CSUM is the driver's. Compared before written:
+  // the header has a cache line of its own, and in the common case its bytes never change.
+  void put_header(const Frame& frame, uint16_t id) {
+    VnetHeaderMrg header{};
+    if (frame.offload) {
+      header.base = frame.vnet;
+      header.base.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    }
+    uint8_t* to = buffers_.header(id);
+    if (std::memcmp(to, &header, buffers_.header_bytes) != 0) std::memcpy(to, &header, buffers_.header_bytes);
+  }
+
+  Ring ring_;
+  const DriverBuffers buffers_;
+  const bool header_alone_;
+  const int kick_fd_;
+  std::vector<DriverPart> parts_;  // scratch of put_chain
+};
+
+// Defined in driver_split.cc and driver_packed.cc.
+std::unique_ptr<DriverRx> make_split_driver_rx(const DriverRingConfig& config, QueueCounters& counters);
+std::unique_ptr<DriverTx> make_split_driver_tx(const DriverRingConfig& config, QueueCounters& counters);
+std::unique_ptr<DriverRx> make_packed_driver_rx(const DriverRingConfig& config, QueueCounters& counters);
+std::unique_ptr<DriverTx> make_packed_driver_tx(const DriverRingConfig& config, QueueCounters& counters);
+
+}  // namespace sw
