@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/worker.h"
+
+#include <doctest/doctest.h>
+#include <sys/eventfd.h>
+
+#include "base/clock.h"
+#include "l2/fdb.h"
+#include "support/memory_queues.h"
+#include "worker/crew.h"
+
+using namespace sw;
+using sw::testing::ethernet;
+using sw::testing::RecordingTx;
+using sw::testing::ScriptedRx;
+
+namespace {
+
+constexpr Mac kA = 0x02'00'00'00'00'01, kB = 0x02'00'00'00'00'02;
+
+// Two or three ports in one bridge, one queue each, as seen by `workers` workers; port 0 is polled by the first worker,
+// the others by the last.
+struct House {
+  explicit House(uint32_t worker_count = 1, PortId port_count = 2)
+      : workers(worker_count), ports(port_count), by_worker(3 * worker_count) {}
+
+  std::unique_ptr<Plan> plan(bool with_queues = true) {
+    auto made = empty_plan(workers);
+    auto view = std::make_unique<BridgeView>();
+    view->fdb = &fdb;
+    view->ports.resize(kMaxPorts, nullptr);
+    for (PortId id = 0; id < ports; ++id) {
+      auto policy = std::make_unique<PortPolicy>();
+      policy->id = id;
+      view->ports[id] = policy.get();
+      view->members.push_back(policy.get());
+      for (uint32_t w = 0; w < workers; ++w) {
+        PlanTx& to = made->workers[w].tx[id];
+        to.policy = policy.get();
+        to.counters = &counters(w, id);
+        to.shared = workers > 1;
+        if (with_queues && connected[id]) to.queues = {&tx[id]};
+      }
+      const uint32_t poller = id == 0 ? 0 : workers - 1;
+      if (with_queues) {
+        made->workers[poller].rx.push_back({.queue = &rx[id],
+                                            .queue_index = 0,
+                                            .policy = policy.get(),
+                                            .bridge = view.get(),
+                                            .counters = &counters(poller, id),
+                                            .load = &load[id]});
+      }
+      made->policies.push_back(std::move(policy));
+    }
+    made->bridges.push_back(std::move(view));
+    return made;
+  }
+
+  PortWorkerCounters& counters(uint32_t worker, PortId id) { return by_worker[worker * 3 + id]; }
+
+  const uint32_t workers;
+  const PortId ports;
+  Fdb fdb{1024, 300};
+  std::array<QueueCounters, 3> rx_counters, tx_counters;
+  std::array<ScriptedRx, 3> rx{ScriptedRx(rx_counters[0]), ScriptedRx(rx_counters[1]), ScriptedRx(rx_counters[2])};
+  std::array<RecordingTx, 3> tx{RecordingTx(tx_counters[0]), RecordingTx(tx_counters[1]), RecordingTx(tx_counters[2])};
+  std::array<bool, 3> connected{true, true, true};
+  std::array<QueueLoad, 3> load;
+  std::vector<PortWorkerCounters> by_worker;
+};
+
+template <class Condition>
+bool within_seconds(double seconds, Condition condition) {
+  const uint64_t deadline = monotonic_ns() + static_cast<uint64_t>(seconds * 1e9);
+  while (!condition()) {
+    if (monotonic_ns() > deadline) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("worker: a frame reaches the other port, and the answer only its sender") {
+  House house;
+  auto plan = house.plan();
+  Worker worker(0, -1, Polling::kBusy);
+  house.rx[0].feed({ethernet(kB, kA, 64, 1)});
+  CHECK(worker.poll_once(plan.get()));
+  house.rx[1].feed({ethernet(kA, kB, 1514, 2)});
+  CHECK(worker.poll_once(plan.get()));
+  CHECK_FALSE(worker.poll_once(plan.get()));
+  REQUIRE(house.tx[1].frames.size() == 1);
+  CHECK(house.tx[1].frames[0] == ethernet(kB, kA, 64, 1));
+  REQUIRE(house.tx[0].frames.size() == 1);
+  CHECK(house.tx[0].frames[0] == ethernet(kA, kB, 1514, 2));
+  CHECK(worker.counters().batches.get() == 2);
+  CHECK(worker.counters().batch_frames[0].get() == 2);
+  CHECK(house.rx[0].notified == 1);
+  CHECK(house.tx[1].notified == 1);
+}
+
+TEST_CASE("worker: what a full or missing destination loses is counted there") {
+  House house;
+  house.tx[1].room = 2;
+  auto plan = house.plan();
+  Worker worker(0, -1, Polling::kBusy);
+  house.rx[0].feed({ethernet(kB, kA), ethernet(kB, kA), ethernet(kB, kA)});
+  worker.poll_once(plan.get());
+  const PortWorkerCounters& to = house.counters(0, 1);
+  CHECK(to.offered.get() == 3);
+  CHECK(to.tx_drops[static_cast<size_t>(DropReason::kRingFull)].get() == 1);
+  CHECK(house.tx_counters[1].frames.get() == 2);
+
+  house.connected[1] = false;
+  auto without = house.plan();
+  without->generation = 1;
+  house.rx[0].feed({ethernet(kB, kA)});
+  worker.poll_once(without.get());
+  CHECK(to.offered.get() == 4);
+  CHECK(to.tx_drops[static_cast<size_t>(DropReason::kLinkDown)].get() == 1);
+  CHECK(house.counters(0, 0).forwarded.get() == 4);
+}
+
+TEST_CASE("worker: a plan is passed by busy and by sleeping workers, and nothing old is touched afterwards") {
+  for (const Polling polling : {Polling::kBusy, Polling::kAdaptive}) {
+    House house;
+    const UniqueFd kick(::eventfd(0, EFD_NONBLOCK));
+    house.rx[0].wake = house.rx[1].wake = kick.get();
+    Crew crew({-1}, polling);
+    REQUIRE(crew.start());
+    for (int i = 0; i < 200; ++i) {
+      crew.publish(house.plan(i % 2 == 0));
+      if (i % 2 == 1) {  // no plan names the queues now: they may be changed
+        house.tx[1].frames.clear();
+        house.rx[0].feed({ethernet(kB, kA)});
+      }
+    }
+    crew.publish(house.plan());
+    CHECK(within_seconds(10, [&] { return house.tx_counters[1].frames.get() == 100; }));
+    crew.stop();
+  }
+}
+
+TEST_CASE("worker: an adaptive worker blocks when idle and wakes by a kick") {
+  House house;
+  const UniqueFd kick(::eventfd(0, EFD_NONBLOCK));
+  house.rx[0].wake = house.rx[1].wake = kick.get();
+  Crew crew({-1}, Polling::kAdaptive);
+  REQUIRE(crew.start());
+  crew.publish(house.plan());
+  const WorkerCounters& counters = crew.workers()[0]->counters();
+  REQUIRE(within_seconds(10, [&] { return house.rx[0].armed.load() > house.rx[0].disarmed.load(); }));
+  house.rx[0].feed({ethernet(kB, kA)});
+  const uint64_t one = 1;
+  REQUIRE(::write(kick.get(), &one, sizeof one) == sizeof one);
+  CHECK(within_seconds(10, [&] { return counters.frames.get() == 1; }));
+  CHECK(counters.sleep_tsc.get() > 0);
+  crew.stop();
+}
+
+TEST_CASE("worker: two workers share a transmit queue under its lock, and no frame is unaccounted") {
+  House house(2, 3);
+  for (RecordingTx& tx : house.tx) tx.keep = false;
+  Crew crew({-1, -1}, Polling::kBusy);
+  REQUIRE(crew.start());
+  house.rx[0].repeat(ethernet(kMacBroadcast, kA), 8);
+  house.rx[1].repeat(ethernet(kMacBroadcast, kB), 8);
+  crew.publish(house.plan());
+  CHECK(within_seconds(20, [&] {
+    return house.tx_counters[0].frames.get() > 1000 && house.tx_counters[1].frames.get() > 1000;
+  }));  // port 2 hears both
+  crew.publish(empty_plan(2));
+  crew.stop();
+  CHECK_FALSE(house.tx[2].overlapped);
+  for (PortId id = 0; id < house.ports; ++id) {
+    uint64_t forwarded = 0, replicated = 0, offered = 0, lost = 0;
+    for (uint32_t w = 0; w < 2; ++w) {
+      const PortWorkerCounters& seen = house.counters(w, id);
+      forwarded += seen.forwarded.get();
+      replicated += seen.replicated.get();
+      offered += seen.offered.get();
+      for (const Counter& drop : seen.tx_drops) lost += drop.get();
+    }
+    CHECK(house.rx_counters[id].frames.get() + replicated == forwarded);
+    CHECK(offered == house.tx_counters[id].frames.get() + lost);
+  }
+}
+
+TEST_CASE("worker: a CPU that does not exist is an error that names it") {
+  Worker worker(3, 1000, Polling::kBusy);
+  auto plan = empty_plan(4);
+  const auto started = worker.start(plan.get());
+  REQUIRE_FALSE(started);
+  CHECK(started.error().message().find("CPU 1000") != std::string::npos);
+}
