@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The test guest: a distribution kernel and an initramfs of busybox, iperf3, ethtool and the virtio modules.
+
+Built into build/guest under a name that is the hash of what goes in, so a second run costs nothing. The guest has a
+shell on its second serial port; the first is the kernel's console.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.interop import needs
+
+MODULES = ("virtio_pci", "virtio_net", "8021q")
+PROGRAMS = (("iperf3", "iperf3"), ("ethtool", "ethtool"))
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /modules/order); do insmod /modules/$module.ko; done
+ip link set lo up
+stty -F /dev/ttyS1 raw -echo
+# Through cat, or the shell would take the line for a person and echo and prompt.
+while true; do setsid sh </dev/ttyS1 2>&1 | cat >/dev/ttyS1; done
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    kernel: Path
+    initramfs: Path
+
+
+@dataclass
+class Archive:
+    """A cpio archive in the "new ASCII" format, the one the kernel unpacks."""
+
+    parts: list[bytes] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, name: str, mode: int, data: bytes = b"") -> None:
+        self.count += 1
+        encoded = name.encode() + b"\0"
+        numbers = (self.count, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+        header = b"070701" + b"".join(b"%08x" % number for number in numbers)
+        for piece in (header + encoded, data):
+            self.parts.append(piece + b"\0" * (-len(piece) % 4))
+
+    def folder(self, name: str) -> None:
+        self.add(name, 0o040755)
+
+    def file(self, name: str, data: bytes, mode: int = 0o755) -> None:
+        self.add(name, 0o100000 | mode, data)
+
+    def finish(self) -> bytes:
+        self.add("TRAILER!!!", 0)
+        return b"".join(self.parts)
+
+
+def kernel() -> Path:
+    found = sorted((needs.UNPACKED / "boot").glob("vmlinuz-*"))
+    if not found:
+        needs.lacking("no kernel for test guests", "run tools/setup.sh test")
+    return found[-1]
+
+
+def module_bytes(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(data)
+    if path.suffix == ".zst":
+        return subprocess.run(
+            [needs.program("zstd", "zstd"), "-dcq"], input=data, capture_output=True, check=True
+        ).stdout
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+def modules(root: Path) -> dict[str, bytes]:
+    """The wanted modules and what they depend on, in the order to load them. One that is missing is built in."""
+    files = {re.sub(r"\.ko.*", "", path.name).replace("-", "_"): path for path in root.rglob("*.ko*")}
+    order: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        if name in order or name not in files:
+            return
+        data = module_bytes(files[name])
+        depends = re.search(rb"\0depends=([^\0]*)\0", data)
+        for other in filter(None, (depends.group(1) if depends else b"").decode().split(",")):
+            load(other.replace("-", "_"))
+        order[name] = data
+
+    for name in MODULES:
+        load(name)
+    return order
+
+
+def libraries(program: str) -> set[str]:
+    text = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+    return set(re.findall(r"(/\S+) \(0x", text))
+
+
+def build(folder: Path) -> Image:
+    image = kernel()
+    version = image.name.removeprefix("vmlinuz-")
+    programs = {name: needs.program(name, package) for name, package in PROGRAMS}
+    programs["busybox"] = needs.program("busybox", "busybox-static")
+    wanted = modules(needs.UNPACKED / "lib/modules" / version)
+    shared = sorted(set().union(*(libraries(path) for path in programs.values())))
+
+    archive = Archive()
+    folders = {Path("modules"), Path("bin")}
+    for library in shared:
+        folders.update(parent for parent in Path(library.lstrip("/")).parents if parent != Path())
+    for path in sorted(folders):
+        archive.folder(str(path))
+    archive.file("init", INIT.encode())
+    archive.file("modules/order", "\n".join(wanted).encode(), 0o644)
+    for name, data in wanted.items():
+        archive.file(f"modules/{name}.ko", data, 0o644)
+    for name, path_text in programs.items():
+        archive.file(f"bin/{name}", Path(path_text).read_bytes())
+    for library in shared:
+        archive.file(library.lstrip("/"), Path(library).read_bytes())
+    data = archive.finish()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"initramfs-{version}-{hashlib.sha256(data).hexdigest()[:16]}.gz"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(gzip.compress(data, 1))
+        partial.rename(target)
+    return Image(image, target)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU guest without hardware virtualisation: Linux's own virtio driver behind QEMU's own vhost-user front-end.
+
+QEMU is told vectors=0 (no MSI-X): version 7.2 crashes with vhost-user and MSI-X under TCG.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.interop import needs
+from tests.interop.guest_image import Image
+from tests.interop.process import Process, wait_until
+
+_marks = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One vhost-user network device. `server`: QEMU owns the socket and the switch connects."""
+
+    socket: Path
+    mac: str
+    queues: int = 1
+    packed: bool = False
+    server: bool = False
+    options: str = ""  # more properties of virtio-net-pci, with a leading comma
+
+    def arguments(self) -> list[str]:
+        owner = "server=on,wait=off" if self.server else "reconnect=1"
+        multi = "on" if self.queues > 1 else "off"
+        return [
+            "-chardev", f"socket,id=c0,path={self.socket},{owner}",
+            "-netdev", f"vhost-user,id=n0,chardev=c0,queues={self.queues}",
+            "-device", f"virtio-net-pci,id=nic0,netdev=n0,mac={self.mac},vectors=0,romfile=,mq={multi},"
+                       f"packed={'on' if self.packed else 'off'}{self.options}",
+        ]  # fmt: skip
+
+
+class GuestError(AssertionError):
+    """A command in the guest ended with another status than 0."""
+
+
+class Guest:
+    def __init__(self, image: Image, nic: Nic, folder: Path, name: str, cpu: int | None = None, smp: int = 1) -> None:
+        self.name = name
+        self._console = folder / f"{name}.console"
+        self._shell_path = folder / f"{name}.shell"
+        self._qmp_path = folder / f"{name}.qmp"
+        self._shell: socket.socket | None = None
+        command = [
+            *(["taskset", "-c", str(cpu)] if cpu is not None else []),
+            needs.program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config",
+            "-display", "none",
+            "-machine", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", "max", "-smp", str(smp), "-m", "192",
+            "-object", "memory-backend-memfd,id=mem,size=192M,share=on",
+            "-kernel", str(image.kernel), "-initrd", str(image.initramfs),
+            "-append", "console=ttyS0 quiet panic=1 nokaslr mitigations=off random.trust_cpu=on net.ifnames=0",
+            "-serial", f"file:{self._console}", "-serial", f"unix:{self._shell_path},server=on,wait=off",
+            "-qmp", f"unix:{self._qmp_path},server=on,wait=off", *nic.arguments(),
+        ]  # fmt: skip
+        self.process = Process(command, folder / f"{name}.log")
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._shell:
+            self._shell.close()
+            self._shell = None
+        self.process.stop(2.0)
+
+    def wait_booted(self, seconds: float = 60.0) -> None:
+        """Until the shell answers."""
+        wait_until(f"{self.name} boots", self._boot_id, seconds)
+
+    def _open(self) -> None:
+        if self._shell:
+            self._shell.close()
+        self._shell = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._shell.settimeout(1.0)
+        self._shell.connect(str(self._shell_path))
+
+    def _try(self, command: str, seconds: float) -> tuple[str, int]:
+        assert self._shell is not None, "wait_booted first"
+        mark = f"@@{next(_marks)}"
+        # The marks are spelt in two halves so that the command itself never looks like its own answer.
+        line = f'echo "{mark}""<"; {{ {command}\n}} </dev/null 2>&1; echo "{mark}"">$?<"\n'
+        self._shell.sendall(line.encode())
+        self._shell.settimeout(0.5)
+        deadline = time.monotonic() + seconds
+        text = ""
+        while f"{mark}>" not in text or not text.rstrip().endswith("<"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name}: no answer to {command!r} in {seconds:.0f} s, only {text!r}")
+            try:
+                data = self._shell.recv(65536)
+            except TimeoutError:
+                self.process.check()
+                continue
+            if not data:
+                raise ConnectionError(f"{self.name}: the shell's line closed")
+            text += data.decode(errors="replace").replace("\r", "")
+        output, status = text.split(f"{mark}<", 1)[-1].rsplit(f"{mark}>", 1)
+        return output.strip(), int(status.strip().rstrip("<"))
+
+    def run(self, command: str, seconds: float = 30.0, check: bool = True) -> str:
+        """Output of a shell command in the guest; GuestError unless its status is 0."""
+        output, status = self._try(command, seconds)
+        if check and status:
+            raise GuestError(f"{self.name}: {command!r} ended with {status}: {output}")
+        return output
+
+    def reboot(self, how: str = "reboot -f", seconds: float = 60.0) -> None:
+        """Make the guest start anew and wait for it; `how` is a command in the guest."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id")
+        assert self._shell is not None
+        self._shell.sendall(f"{how}\n".encode())
+        wait_until(f"{self.name} restarts", lambda: self._boot_id() not in ("", before), seconds)
+
+    def reset(self, seconds: float = 60.0) -> None:
+        """As the button on the machine would, and wait for the guest to be back."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id")
+        self.qmp("system_reset")
+        wait_until(f"{self.name} restarts", lambda: self._boot_id() not in ("", before), seconds)
+
+    def _boot_id(self) -> str:
+        self.process.check()
+        try:
+            self._open()
+            return self._try("cat /proc/sys/kernel/random/boot_id", 3.0)[0]
+        except (OSError, TimeoutError):
+            return ""
+
+    def succeeds(self, command: str, seconds: float = 30.0) -> bool:
+        return self._try(command, seconds)[1] == 0
+
+    def address(self, address: str, mtu: int = 1500) -> None:
+        """Give eth0 an address. Without IPv6, whose own chatter would blur the counting of frames."""
+        self.run(
+            "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip addr flush dev eth0; "
+            f"ip link set eth0 mtu {mtu} up && ip addr add {address}/24 dev eth0"
+        )
+
+    def pings(self, address: str, count: int = 1, wait: int = 1) -> bool:
+        return self.succeeds(f"ping -c {count} -W {wait} {address}", 10.0 + count + wait)
+
+    def wait_ping(self, address: str, seconds: float = 30.0) -> None:
+        wait_until(f"{self.name} reaches {address}", lambda: self.pings(address), seconds)
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """One command on QEMU's machine protocol; returns what it returns."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.settimeout(20.0)
+            line.connect(str(self._qmp_path))
+            stream = line.makefile("rw")
+            stream.readline()
+            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                stream.write(json.dumps(request) + "\n")
+                stream.flush()
+                while "event" in (answer := json.loads(stream.readline())):
+                    pass
+                if "error" in answer:
+                    raise AssertionError(f"{self.name}: QMP {command}: {answer['error']}")
+        return answer["return"]
