@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fdb: the MAC table of one bridge, keyed by (VLAN, MAC). Lock-free readers, writers under one short lock.
 //
-// Theory of operation. A bucket is one cache line: seven 8-byte words and one line of ages. A word holds MAC (48 bits), one
-// bit that says which of its two hash functions put it here, and the port (15 bits), so a lookup needs one aligned load and
-// never sees half an entry. The VLAN is not stored: bucket number = hash(MAC) XOR VLAN, and there are at least 4096
-// buckets, so a MAC found in a bucket under a given hash function belongs to exactly one VLAN. (fdb.cc argues it.)
-// Workers learn directly (try-lock: who does not get it leaves the frame unlearned, the next one retries). Ages are epochs:
-// a worker stores the current epoch's byte at most once an epoch; sweep() removes what is old. Owners other than `learned`
-// never age and never move by learning.
+// Theory of operation. A bucket is one cache line: seven 8-byte words and one line of ages. A word holds MAC (48 bits),
+// one bit that says which of its two hash functions put it here, and the port (15 bits), so a lookup needs one aligned
+// load and never sees half an entry. The VLAN is not stored: bucket number = hash(MAC) XOR VLAN, and there are at least
+// 4096 buckets, so a MAC found in a bucket under a given hash function belongs to exactly one VLAN. (fdb_table.h argues
+// it.) Workers learn directly (try-lock: who does not get it leaves the frame unlearned, the next one retries). Ages
+// are epochs: a worker stores the current epoch's byte at most once an epoch; sweep() removes what is old. Owners other
+// than `learned` never age and never move by learning. Files: fdb_table (memory), fdb (workers), fdb_control (control
+// side), fdb_impl.h (shared inside).
 #pragma once
 
 #include <atomic>
@@ -38,7 +39,16 @@ struct FdbEntry {
   uint32_t age_seconds = 0;  // since last seen, in steps of an epoch; 0 for owners that do not age
 };
 
-enum class FdbEventKind : uint8_t { kLearned, kMoved, kAged, kEvicted, kRefusedPortLimit, kRefusedBridgeLimit, kRefusedOwner, kFlushed };
+enum class FdbEventKind : uint8_t {
+  kLearned,
+  kMoved,
+  kAged,
+  kEvicted,
+  kRefusedPortLimit,
+  kRefusedBridgeLimit,
+  kRefusedOwner,
+  kFlushed
+};
 
 struct FdbEvent {
   FdbEventKind kind;
@@ -70,8 +80,9 @@ class Fdb {
   // The source `mac` was seen at `port`. Refreshes, inserts or moves within the limits and emits an event for what
   // changed. kRefused results are also events, at most one per (port, reason) and 100 ms, counted always.
   LearnResult learn(uint16_t vlan, Mac mac, const PortPolicy& port);
-  // Changes whenever an entry moved, vanished or became un-learnable: caches in front of lookup compare it. Not on inserts.
-  [[nodiscard]] uint32_t generation() const { return load_relaxed(generation_); }
+  // Changes whenever an entry moved, vanished or became un-learnable: caches in front of lookup compare it. Not on
+  // inserts. Read it before the lookup whose result is kept: acquire pairs with the release of bump_generation().
+  [[nodiscard]] uint32_t generation() const { return load_acquire(generation_); }
   // The current epoch byte; a cache of known sources must call learn() again when it changed.
   [[nodiscard]] uint8_t epoch() const { return load_relaxed(epoch_); }
 
@@ -79,14 +90,15 @@ class Fdb {
   enum class SetResult : uint8_t { kAdded, kReplaced, kFull };
   SetResult set(uint16_t vlan, Mac mac, PortId port, FdbOwner owner);  // static, external, restored learned, held
   bool remove(uint16_t vlan, Mac mac);
-  // Remove entries that match all given filters. Static and external entries only when named by `owner`.
+  // Remove entries that match all given filters; each is a kFlushed event. Static and external ones only when named by
+  // `owner`.
   struct Filter {
-    PortId port = kNoPort;     // kNoPort: any
-    int vlan = -1;             // -1: any
-    int owner = -1;            // FdbOwner, or -1: learned and held
+    PortId port = kNoPort;  // kNoPort: any
+    int vlan = -1;          // -1: any
+    int owner = -1;         // FdbOwner, or -1: learned and held
   };
   uint32_t flush(const Filter& filter);
-  uint32_t remove_port(PortId port);  // every owner: the port is gone
+  uint32_t remove_port(PortId port);  // every owner: the port is gone. Call when no worker receives from it any more
   bool find(uint16_t vlan, Mac mac, FdbEntry& entry) const;
   [[nodiscard]] std::vector<FdbEntry> entries() const;
   [[nodiscard]] uint32_t count(FdbOwner owner) const;
@@ -94,21 +106,31 @@ class Fdb {
   [[nodiscard]] FdbStats stats() const;
   [[nodiscard]] uint32_t mac_limit() const;
   [[nodiscard]] uint32_t ageing_seconds() const;
-  void set_mac_limit(uint32_t limit);      // may not grow beyond the table: then returns by growing nothing; see capacity()
-  [[nodiscard]] uint32_t capacity() const;
-  void set_ageing(uint32_t seconds);       // 0: never
-  // Advance the epoch to `now_ns` (monotonic) and remove what is older than the ageing time. Called about once a second.
+  // Beyond capacity() nothing changes. Below the present count, sweep() evicts the surplus fairly, some at a time.
+  void set_mac_limit(uint32_t limit);
+  [[nodiscard]] uint32_t capacity() const;  // the largest limit of this table
+  void set_ageing(uint32_t seconds);        // 0: never
+  // Advance the epoch to `now_ns` (monotonic) and remove what is older than the ageing time. Called about once a
+  // second. An entry goes between the ageing time and one epoch more after it was last seen. After a pause of the
+  // caller, however long, an entry that was fresh when it began has one epoch to be seen again.
   uint32_t sweep(uint64_t now_ns);
   // Oldest first, at most `most`. One consumer.
   std::vector<FdbEvent> drain_events(size_t most);
-  // readable when events wait (eventfd, level: cleared by drain_events); -1 never. Owned by the Fdb. Written by sweep and
-  // control calls, and by workers at most once per drain (first event after a drain), never per event.
+  // An eventfd to write when events wait (-1: none). Borrowed: several Fdbs may share it, and the consumer reads it,
+  // before it drains. Written by sweep and control calls, and by workers, at most once per drain (first event after a
+  // drain, or when a drain left some), never per event.
   void set_event_fd(int fd);
+  [[nodiscard]] size_t memory_bytes() const;  // of the table
 
  private:
   struct Impl;
-  uint32_t generation_ = 0;
-  uint8_t epoch_ = 1;
+  template <class Matches>
+  uint32_t remove_matching(Matches matches);
+  // After the change it announces, under the lock.
+  void bump_generation() { store_release(generation_, generation_ + 1); }
+
+  uint32_t generation_ = 0;  // written under the lock
+  uint8_t epoch_ = 1;        // written by sweep() only
   std::unique_ptr<Impl> impl_;
 };
 

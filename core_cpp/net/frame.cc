@@ -9,14 +9,27 @@ namespace {
 
 constexpr uint32_t kMacPairBytes = 2 * kMacBytes;
 
+// hdr_len 0 means that the sender gave no hint.
+uint16_t moved(uint16_t offset, int delta) { return static_cast<uint16_t>(std::clamp(offset + delta, 0, 0xffff)); }
+
 void move_offload_offsets(Frame& frame, int delta) {
   if (!frame.offload) return;
   if ((frame.vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0) {
-    frame.vnet.csum_start = static_cast<uint16_t>(frame.vnet.csum_start + delta);
+    frame.vnet.csum_start = moved(frame.vnet.csum_start, delta);
   }
-  if (frame.vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE) {
-    frame.vnet.hdr_len = static_cast<uint16_t>(frame.vnet.hdr_len + delta);
+  if (frame.vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE && frame.vnet.hdr_len != 0) {
+    frame.vnet.hdr_len = moved(frame.vnet.hdr_len, delta);
   }
+}
+
+// Push (+4) or pop (-4) the room of a tag by moving the two addresses; the head begins there now.
+void move_front(Frame& frame, int delta) {
+  uint8_t* const from = frame.data();
+  std::memmove(from - delta, from, kMacPairBytes);
+  frame.head_offset = static_cast<int16_t>(frame.head_offset - delta);
+  frame.head_len = static_cast<uint16_t>(frame.head_len + delta);
+  frame.len = static_cast<uint32_t>(static_cast<int>(frame.len) + delta);
+  move_offload_offsets(frame, delta);
 }
 
 }  // namespace
@@ -46,13 +59,8 @@ void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t 
 
 void shape_tagged(Frame& frame) {
   if (!frame.tagged) {
-    uint8_t* const from = frame.data();
-    std::memmove(from - kVlanTagBytes, from, kMacPairBytes);
-    frame.head_offset = static_cast<int16_t>(frame.head_offset - static_cast<int>(kVlanTagBytes));
-    frame.head_len += kVlanTagBytes;
-    frame.len += kVlanTagBytes;
+    move_front(frame, kVlanTagBytes);
     frame.tagged = true;
-    move_offload_offsets(frame, kVlanTagBytes);
   }
   store_be16(frame.data() + kMacPairBytes, kEtherTypeVlan);
   store_be16(frame.data() + kMacPairBytes + 2, frame.tci);
@@ -60,13 +68,8 @@ void shape_tagged(Frame& frame) {
 
 void shape_untagged(Frame& frame) {
   if (!frame.tagged) return;
-  uint8_t* const from = frame.data();
-  std::memmove(from + kVlanTagBytes, from, kMacPairBytes);
-  frame.head_offset = static_cast<int16_t>(frame.head_offset + static_cast<int>(kVlanTagBytes));
-  frame.head_len -= kVlanTagBytes;
-  frame.len -= kVlanTagBytes;
+  move_front(frame, -static_cast<int>(kVlanTagBytes));
   frame.tagged = false;
-  move_offload_offsets(frame, -static_cast<int>(kVlanTagBytes));
 }
 
 }  // namespace sw

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "l2/fdb_table.h"
+
+#include <doctest/doctest.h>
+
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+namespace sw {
+namespace {
+
+constexpr FdbTable::Seed kSeed{0x1234'5678'9abc'def0, 0x9e37'79b9'7f4a'7c15};
+
+bool insert(FdbTable& table, uint16_t vlan, Mac mac, PortId port, uint8_t code = 1) {
+  const FdbTable::Place place = table.make_room(vlan, mac, true);
+  if (place) table.put(place, vlan, mac, port, code);
+  return static_cast<bool>(place);
+}
+
+// MACs whose first bucket is `bucket` in VLAN 0: what a guest would send who knew the seed.
+std::vector<Mac> aimed_at(const FdbTable& table, uint32_t bucket, size_t count) {
+  std::vector<Mac> macs;
+  for (Mac mac = 0x020000000000; macs.size() < count; ++mac) {
+    if (table.homes(0, mac)[0] == bucket) macs.push_back(mac);
+  }
+  return macs;
+}
+
+TEST_CASE("FdbTable: a bucket is one cache line and a million entries take 17 MB") {
+  CHECK(sizeof(FdbBucket) == 64);
+  const FdbTable table(1 << 18, kSeed);  // what an Fdb makes for a limit of 1,000,000
+  CHECK(table.bytes() < 17'000'000);
+}
+
+TEST_CASE("FdbTable: the same MAC in every VLAN is 4096 different entries") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  constexpr Mac kMac = 0x525400000001;
+  for (uint32_t vlan = 0; vlan < 4096; ++vlan) {
+    REQUIRE(insert(table, static_cast<uint16_t>(vlan), kMac, static_cast<PortId>(vlan % 1000)));
+  }
+  for (uint32_t vlan = 0; vlan < 4096; ++vlan) {
+    REQUIRE(table.lookup(static_cast<uint16_t>(vlan), kMac) == vlan % 1000);
+    REQUIRE(table.vlan_at(table.find(static_cast<uint16_t>(vlan), kMac)) == vlan);
+  }
+}
+
+TEST_CASE("FdbTable: a MAC is found in no VLAN but its own") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  constexpr Mac kMac = 0x525400000002;
+  REQUIRE(insert(table, 7, kMac, 3));
+  for (uint32_t vlan = 0; vlan < 4096; ++vlan) {
+    REQUIRE(table.lookup(static_cast<uint16_t>(vlan), kMac) == (vlan == 7 ? 3 : kNoPort));
+  }
+}
+
+TEST_CASE("FdbTable: address zero and the highest port are ordinary values") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  CHECK(table.lookup(0, 0) == kNoPort);
+  REQUIRE(insert(table, 0, 0, 0));
+  REQUIRE(insert(table, 4095, kMacMask, 0x7ffe));
+  CHECK(table.lookup(0, 0) == 0);
+  CHECK(table.lookup(4095, kMacMask) == 0x7ffe);
+  table.clear(table.find(0, 0));
+  CHECK(table.lookup(0, 0) == kNoPort);
+}
+
+TEST_CASE("FdbTable: a million random entries are all found, and unknown ones are not") {
+  FdbTable table(1 << 18, FdbTable::random_seed());
+  std::mt19937_64 random(11);
+  std::vector<std::pair<uint16_t, Mac>> keys;
+  for (uint32_t i = 0; i < 1'000'000; ++i) {
+    const Mac mac = (random() & kMacMask & ~(Mac{1} << 40)) >> 1 << 1;  // even ones are known
+    keys.emplace_back(static_cast<uint16_t>(random() % 4096), mac);
+    if (!table.find(keys.back().first, mac))
+      REQUIRE(insert(table, keys.back().first, mac, static_cast<PortId>(mac % 1021)));
+  }
+  uint32_t wrong = 0, phantom = 0;
+  for (const auto& [vlan, mac] : keys) {
+    wrong += table.lookup(vlan, mac) != mac % 1021;
+    phantom += table.lookup(vlan, mac + 1) != kNoPort;
+  }
+  CHECK(wrong == 0);
+  CHECK(phantom == 0);
+}
+
+TEST_CASE("FdbTable: sequential addresses of one vendor spread over the buckets") {
+  FdbTable table(kFdbMinBuckets, FdbTable::random_seed());
+  for (Mac mac = 0x525400000000; mac < 0x525400000000 + 21504; ++mac) REQUIRE(insert(table, 1, mac, 1));  // 75 % load
+  FdbTable strided(kFdbMinBuckets, FdbTable::random_seed());
+  for (Mac i = 0; i < 21504; ++i) REQUIRE(insert(strided, 1, 0x020000000000 + (i << 16), 1));
+}
+
+TEST_CASE("FdbTable: displacement fills the table far beyond three quarters") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  uint32_t entries = 0;
+  std::mt19937_64 random(5);
+  std::vector<Mac> macs;
+  for (;;) {
+    const Mac mac = random() & kMacMask;
+    if (!insert(table, 0, mac, 5)) break;
+    macs.push_back(mac);
+    ++entries;
+  }
+  CHECK(entries > kFdbMinBuckets * kFdbSlots * 90 / 100);
+  for (const Mac mac : macs) REQUIRE(table.lookup(0, mac) == 5);
+}
+
+TEST_CASE("FdbTable: keys aimed at one bucket fill it and overflow to their second buckets") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  const std::vector<Mac> macs = aimed_at(table, 100, 300);
+  for (const Mac mac : macs) REQUIRE(insert(table, 0, mac, 9));
+  for (const Mac mac : macs) CHECK(table.lookup(0, mac) == 9);
+  CHECK(table.vlan_at(table.find(0, macs.back())) == 0);
+}
+
+TEST_CASE("FdbTable: two tables put the same addresses into different buckets") {
+  const FdbTable first(kFdbMinBuckets, FdbTable::random_seed()), second(kFdbMinBuckets, FdbTable::random_seed());
+  const std::vector<Mac> macs = aimed_at(first, 0, 50);
+  std::set<uint32_t> buckets;
+  for (const Mac mac : macs) buckets.insert(second.homes(0, mac)[0]);
+  CHECK(buckets.size() > 25);  // aimed at one bucket of the first, spread over the second
+}
+
+TEST_CASE("FdbTable: without displacement a full pair of buckets has no room") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  const std::vector<Mac> macs = aimed_at(table, 0, 8);
+  for (uint32_t i = 0; i < 7; ++i) REQUIRE(insert(table, 0, macs[i], 1));
+  const uint32_t second = table.homes(0, macs[7])[1];
+  for (const Mac mac : aimed_at(table, second, 7)) REQUIRE(insert(table, 0, mac, 2));
+  CHECK_FALSE(table.make_room(0, macs[7], false));
+  CHECK(table.make_room(0, macs[7], true));
+}
+
+TEST_CASE("FdbTable: a refresh ages learned entries only, at their port only") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  REQUIRE(insert(table, 1, 0xaa, 4, 10));
+  REQUIRE(insert(table, 1, 0xbb, 4, kFdbStatic));
+  CHECK(table.refresh(1, 0xaa, 4, 11));
+  CHECK(table.code_at(table.find(1, 0xaa)) == 11);
+  CHECK_FALSE(table.refresh(1, 0xaa, 5, 12));
+  CHECK_FALSE(table.refresh(2, 0xaa, 4, 12));
+  CHECK(table.code_at(table.find(1, 0xaa)) == 11);
+  CHECK(table.refresh(1, 0xbb, 4, 12));
+  CHECK(table.code_at(table.find(1, 0xbb)) == kFdbStatic);
+}
+
+TEST_CASE("FdbTable: age bytes and ports follow an entry that is displaced") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  const std::vector<Mac> macs = aimed_at(table, 77, 60);
+  std::map<Mac, std::pair<PortId, uint8_t>> model;
+  for (size_t i = 0; i < macs.size(); ++i) {
+    const auto port = static_cast<PortId>(i);
+    const auto code = static_cast<uint8_t>(i % 3 == 0 ? kFdbStatic : 1 + i);
+    REQUIRE(insert(table, 0, macs[i], port, code));
+    model[macs[i]] = {port, code};
+  }
+  for (const auto& [mac, expected] : model) {
+    const FdbTable::Place place = table.find(0, mac);
+    REQUIRE(place);
+    CHECK(table.port_at(place) == expected.first);
+    CHECK(table.code_at(place) == expected.second);
+    CHECK(table.mac_at(place) == mac);
+  }
+}
+
+TEST_CASE("FdbTable: next_used visits exactly the buckets that hold something") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  CHECK(table.next_used(0) == table.buckets());
+  std::set<uint32_t> buckets;
+  for (Mac mac = 1; mac <= 100; ++mac) {
+    REQUIRE(insert(table, 0, mac, 1));
+    buckets.insert(table.find(0, mac).bucket);
+  }
+  std::set<uint32_t> visited;
+  for (uint32_t at = table.next_used(0); at < table.buckets(); at = table.next_used(at + 1)) visited.insert(at);
+  CHECK(visited == buckets);
+  for (Mac mac = 1; mac <= 100; ++mac) table.clear(table.find(0, mac));
+  CHECK(table.next_used(0) == table.buckets());
+  CHECK(table.next_used(table.buckets()) == table.buckets());
+}
+
+}  // namespace
+}  // namespace sw
