@@ -15,6 +15,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from switch.config.specs import BridgeSpec as BridgeSpec
+from switch.config.specs import State as State
+from switch.config.specs import StaticFlow as StaticFlow
 from switch.datapath import DatapathOptions, PortSpec, VlanPolicy
 
 POLICY_FIELDS = (
@@ -35,34 +38,6 @@ class Impact(StrEnum):
 
     NONE = "none"
     PORT = "port"  # frames of the named port are dropped, for a moment or for good
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeSpec:
-    """A bridge as it should be."""
-
-    name: str
-    ageing: int = 300  # seconds; 0: never
-    mac_limit: int = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class StaticFlow:
-    """A MAC address pinned to a port; port "" drops frames to it."""
-
-    bridge: str
-    vlan: int
-    mac: int
-    port: str
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything that steps can change. Names are unique; flows are those that the configuration owns."""
-
-    bridges: tuple[BridgeSpec, ...] = ()
-    ports: tuple[PortSpec, ...] = ()
-    flows: tuple[StaticFlow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     ModelWrapValidatorHandler,
     PlainSerializer,
     ValidationError,
@@ -153,7 +152,7 @@ def number_in(low: int, high: int, unit: str = "") -> Together:
             raise ValueError(f"must be from {low} to {high}{' ' + unit if unit else ''}, not {value}")
         return value
 
-    return Together(checked(parse), Field(ge=low, le=high))
+    return Together(checked(parse), WithJsonSchema({"type": "integer", "minimum": low, "maximum": high}))
 
 
 def _boolean(value: Any) -> bool:
@@ -279,16 +278,26 @@ def affinity(value: Any) -> dict[int, int]:
 
 
 Boolean = Annotated[bool, checked(_boolean)]
-Name = Annotated[str, checked(_name), Field(max_length=MAX_NAME, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-Device = Annotated[str, checked(_device), Field(min_length=1, max_length=MAX_DEVICE)]
+Name = Annotated[
+    str,
+    checked(_name),
+    WithJsonSchema({"type": "string", "maxLength": MAX_NAME, "pattern": f"^{_NAME.pattern}$"}),
+]
+Device = Annotated[
+    str, checked(_device), WithJsonSchema({"type": "string", "maxLength": MAX_DEVICE, "pattern": r"^[^\s/:]+$"})
+]
 Group = Annotated[
     str,
     BeforeValidator(_known_group),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}]}),
 ]
-SocketPath = Annotated[str, _in_directory(resolve_socket), Field(min_length=1)]
-DirectoryPath = Annotated[str, _in_directory(resolve_path), Field(min_length=1)]
-VlanId = Annotated[int, checked(values.parse_vlan), Field(ge=values.FIRST_VLAN, le=values.LAST_VLAN)]
+SocketPath = Annotated[str, _in_directory(resolve_socket), WithJsonSchema({"type": "string", "minLength": 1})]
+DirectoryPath = Annotated[str, _in_directory(resolve_path), WithJsonSchema({"type": "string", "minLength": 1})]
+VlanId = Annotated[
+    int,
+    checked(values.parse_vlan),
+    WithJsonSchema({"type": "integer", "minimum": values.FIRST_VLAN, "maximum": values.LAST_VLAN}),
+]
 
 
 def duration_in(low: int, high: int, zero: str = "") -> Together:

@@ -37,9 +37,10 @@ from switch.config.fields import (
     size_in,
 )
 from switch.config.machine import Machine
+from switch.config.rules import whole_file_conflicts
+from switch.config.specs import BridgeSpec, State, StaticFlow
 from switch.datapath import DatapathOptions, PortSpec, VlanPolicy
 from switch.errors import ConfigError, Fault
-from switch.plan import BridgeSpec, State, StaticFlow
 
 MAX_PORTS = 1024
 MAX_WORKERS = 128
@@ -171,9 +172,9 @@ class DampingSection(Section):
         int,
         number_in(0, 1_000_000),
         Field(description="moves within `window` that freeze the address; 0: never freeze"),
-    ] = 10
+    ] = 6
     window: Annotated[int, duration_in(1, 3600), Field(description="time over which moves are counted")] = 10
-    hold: Annotated[int, duration_in(1, 86400), Field(description="how long the address stays frozen where it is")] = 60
+    hold: Annotated[int, duration_in(1, 86400), Field(description="how long the address stays frozen where it is")] = 10
 
 
 class BridgeSection(Section):
@@ -424,8 +425,6 @@ class Config(Section):
 
     @classmethod
     def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
-        from switch.config.rules import whole_file_conflicts
-
         for path, reason in whole_file_conflicts(raw, context):
             # pydantic puts the chosen kind after the position of a port, and readers of the faults take it out again.
             yield ((*path[:2], "port", *path[2:]) if path[0] == "ports" else path), reason
