@@ -21,8 +21,10 @@
 #include <cstring>
 #include <vector>
 
+#include "virtio/copy.h"
 #include "virtio/driver_ids.h"
 #include "virtio/driver_ring.h"
+#include "virtio/net_header.h"
 #include "virtio/spec.h"
 
 namespace sw {
@@ -51,28 +53,15 @@ struct DriverBuffers {
   uint32_t header_bytes;
 };
 
-// virtio 1.3 5.1.6.4: what a device may put into the header of a received frame of `len` bytes, given what we accepted.
-bool driver_accepts_offload(const VnetHeader& header, const OffloadCaps& accepted, uint32_t len);
-OffloadCaps driver_accepted_offloads(uint64_t features);  // GUEST_* features
-OffloadCaps driver_offered_offloads(uint64_t features);   // CSUM and HOST_* features
-
-// Copy exactly `bytes` (at most kHeadBytes + kVlanTagBytes) in pieces of fixed size that overlap: no call, no byte too
-// many.
-inline void copy_head(uint8_t* to, const uint8_t* from, uint32_t bytes) {
-  const auto both_ends = [&]<size_t kPiece>(std::integral_constant<size_t, kPiece>) {
-    std::memcpy(to, from, kPiece);
-    std::memcpy(to + bytes - kPiece, from + bytes - kPiece, kPiece);
-  };
-  if (bytes >= 64) {
-    if (bytes > 128) std::memcpy(to + 64, from + 64, 64);
-    both_ends(std::integral_constant<size_t, 64>());
-  } else if (bytes >= 32) {
-    both_ends(std::integral_constant<size_t, 32>());
-  } else if (bytes >= 16) {
-    both_ends(std::integral_constant<size_t, 16>());
-  } else {
-    std::memcpy(to, from, bytes);
-  }
+// What a device may ask of us in the header of a received frame, from the GUEST_* features that we accepted.
+constexpr OffloadRules device_offloads(uint64_t features) {
+  OffloadRules rules;
+  rules.checksum = has_feature(features, VIRTIO_NET_F_GUEST_CSUM);
+  rules.tso4 = has_feature(features, VIRTIO_NET_F_GUEST_TSO4);
+  rules.tso6 = has_feature(features, VIRTIO_NET_F_GUEST_TSO6);
+  rules.ecn = has_feature(features, VIRTIO_NET_F_GUEST_ECN);
+  rules.uso = has_feature(features, VIRTIO_NET_F_GUEST_USO4) && has_feature(features, VIRTIO_NET_F_GUEST_USO6);
+  return rules;
 }
 
 inline bool write_eventfd(int fd) {
@@ -91,7 +80,7 @@ class DriverRxQueue final : public DriverRx {
       : DriverRx(counters),
         ring_(config, /*device_writes=*/true),
         buffers_(config),
-        accepted_(driver_accepted_offloads(config.features)),
+        accepted_(device_offloads(config.features)),
         mergeable_(has_feature(config.features, VIRTIO_NET_F_MRG_RXBUF)),
         max_frame_bytes_(config.max_frame_bytes),
         kick_fd_(config.kick_fd),
@@ -186,8 +175,9 @@ class DriverRxQueue final : public DriverRx {
       return take_merged(batch, drops, header);
     ++consumed_;
     const uint32_t len = first.len - buffers_.header_bytes;
+    if (!fits(len, drops)) [[unlikely]]
+      return len;
     Frame& frame = batch.frames[batch.count];
-    if (!admit(frame, header.base, len, batch, drops)) return len;
     const uint8_t* payload = buffers_.payload(first.id);
     std::memcpy(frame.head, payload, len <= 64 ? 64 : kHeadBytes);  // a buffer holds at least kHeadBytes
     frame.segments = &batch.segments[batch.segments_used];
@@ -200,18 +190,18 @@ class DriverRxQueue final : public DriverRx {
       batch.segments[batch.segments_used++] = {payload + kHeadBytes, len - kHeadBytes};
       frame.segment_count = 1;
     }
-    ++batch.count;
+    describe(frame, header.base, len, batch, drops);
     return len;
   }
 
   // virtio 1.3 5.1.6.4: num_buffers used buffers hold one frame; only the first begins with a header.
   [[gnu::noinline]] uint32_t take_merged(Batch& batch, PortWorkerCounters& drops, const VnetHeaderMrg& header) {
     const uint32_t count = header.num_buffers;
-    if (count == 0 || count > ring_.ids().size()) {
+    reap_to(count);
+    if (count == 0 || count > reaped_ - consumed_ + ring_.ids().in_flight()) {
       ring_.ids().fail("num_buffers of a received frame is impossible");
       return kNotTaken;
     }
-    reap_to(count);
     if (reaped_ - consumed_ < count) {
       stalled_ = true;  // nothing to do before the device uses more
       return kNotTaken;
@@ -219,19 +209,19 @@ class DriverRxQueue final : public DriverRx {
     uint32_t len = 0;
     for (uint32_t i = 0; i < count; ++i) len += at(consumed_ + i).len;
     len -= buffers_.header_bytes;
-    if (batch.segments_used + count > kMaxSegments && batch.count != 0) return kNotTaken;
-    Frame& frame = batch.frames[batch.count];
-    const bool fits = batch.segments_used + count <= kMaxSegments;
-    if (!fits) drops.drop_rx(DropReason::kFrameTooLong);
-    if (fits && admit(frame, header.base, len, batch, drops)) {
-      gather(frame, count, batch);
-      ++batch.count;
+    const bool room = batch.segments_used + count <= kMaxSegments;
+    if (!room && batch.count != 0) return kNotTaken;  // the next batch has
+    if (!room) drops.drop_rx(DropReason::kFrameTooLong);
+    if (room && fits(len, drops)) {
+      Frame& frame = batch.frames[batch.count];
+      gather(frame, std::min(len, kHeadBytes), count, batch);
+      describe(frame, header.base, len, batch, drops);
     }
     consumed_ += count;
     return len;
   }
 
-  void gather(Frame& frame, uint32_t count, Batch& batch) {
+  void gather(Frame& frame, uint32_t head_len, uint32_t count, Batch& batch) {
     frame.segments = &batch.segments[batch.segments_used];
     uint32_t head_fill = 0;
     for (uint32_t i = 0; i < count; ++i) {
@@ -239,7 +229,7 @@ class DriverRxQueue final : public DriverRx {
       const uint32_t skip = i == 0 ? buffers_.header_bytes : 0;
       const uint8_t* from = buffers_.header(part.id) + skip;
       const uint32_t bytes = part.len - skip;
-      const uint32_t into_head = std::min<uint32_t>(bytes, frame.head_len - head_fill);
+      const uint32_t into_head = std::min(bytes, head_len - head_fill);
       std::memcpy(frame.head + head_fill, from, into_head);
       head_fill += into_head;
       if (bytes > into_head) batch.segments[batch.segments_used++] = {from + into_head, bytes - into_head};
@@ -247,31 +237,35 @@ class DriverRxQueue final : public DriverRx {
     frame.segment_count = static_cast<uint16_t>(&batch.segments[batch.segments_used] - frame.segments);
   }
 
-  // Check what the header says about a frame of `len` bytes and fill in all of `frame` but its bytes.
-  bool admit(Frame& frame, const VnetHeader& header, uint32_t len, Batch& batch, PortWorkerCounters& drops) {
-    if (len < kEthHeaderBytes) [[unlikely]]
-      return drops.drop_rx(DropReason::kFrameTooShort), false;
-    if (len > max_frame_bytes_) [[unlikely]]
-      return drops.drop_rx(DropReason::kFrameTooLong), false;
-    const bool offload =
-        (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || header.gso_type != VIRTIO_NET_HDR_GSO_NONE;
-    if (offload && !driver_accepts_offload(header, accepted_, len)) [[unlikely]]
-      return drops.drop_rx(DropReason::kBadOffload), false;
+  bool fits(uint32_t len, PortWorkerCounters& drops) const {
+    if (len >= kEthHeaderBytes && len <= max_frame_bytes_) [[likely]]
+      return true;
+    drops.drop_rx(len < kEthHeaderBytes ? DropReason::kFrameTooShort : DropReason::kFrameTooLong);
+    return false;
+  }
+
+  // Bytes and segments of `frame` are in place: fill in the rest and count it into the batch, unless its header is bad.
+  void describe(Frame& frame, VnetHeader header, uint32_t len, Batch& batch, PortWorkerCounters& drops) {
     frame.len = len;
     frame.head_len = static_cast<uint16_t>(std::min(len, kHeadBytes));
     frame.head_offset = 0;
     frame.vlan = 0;
     frame.tci = 0;
     frame.tagged = false;
-    frame.offload = offload;
+    frame.offload = (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || header.gso_type != VIRTIO_NET_HDR_GSO_NONE;
+    if (frame.offload) {
+      if (!accept_net_header(accepted_, header, frame.head, frame.head_len, len)) [[unlikely]] {
+        return drops.drop_rx(DropReason::kBadOffload);
+      }
+      batch.may_have_offloads = true;
+    }
     frame.vnet = header;
-    batch.may_have_offloads |= offload;
-    return true;
+    ++batch.count;
   }
 
   Ring ring_;
   const DriverBuffers buffers_;
-  const OffloadCaps accepted_;
+  const OffloadRules accepted_;
   const bool mergeable_;
   const uint32_t max_frame_bytes_;
   const int kick_fd_;
@@ -295,7 +289,8 @@ class DriverTxQueue final : public DriverTx {
                       !has_feature(config.features, VIRTIO_F_ANY_LAYOUT)),
         kick_fd_(config.kick_fd),
         parts_(config.ring.size) {
-    caps_ = driver_offered_offloads(config.features);
+    const OffloadRules rules = driver_offloads(config.features);
+    caps_ = {rules.checksum, rules.tso4, rules.tso6, rules.ecn, rules.uso};
   }
 
   uint32_t send(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) override {
@@ -352,7 +347,7 @@ class DriverTxQueue final : public DriverTx {
     const uint16_t id = ring_.ids().next_free(0);
     put_header(frame, id);
     uint8_t* to = buffers_.payload(id);
-    copy_head(to, frame.data(), frame.head_len);
+    copy_short(to, frame.data(), frame.head_len);
     uint8_t* end = to + frame.head_len;
     for (uint32_t i = 0; i < frame.segment_count; ++i) {
       std::memcpy(end, frame.segments[i].data, frame.segments[i].len);

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// DriverMemory: the rings, buffers and eventfds of a virtio-net driver, in one memory file that a device can map.
+// Addresses that the device sees are our own pointers (identity mapping).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/result.h"
+#include "mem/region.h"
+#include "virtio/driver_ring.h"
+
+namespace sw {
+
+struct DriverMemoryOptions {
+  uint64_t features = 0;  // as negotiated: format of the rings, size of the buffers
+  uint32_t queue_pairs = 1;
+  uint16_t ring_size = 256;                    // power of two for split rings
+  uint32_t buffer_bytes = kDriverBufferBytes;  // receive buffers grow by themselves where GSO frames need it
+  HugePages huge = HugePages::kAuto;
+};
+
+class DriverMemory {
+ public:
+  // One ring: receiveq q is ring 2q, transmitq q is ring 2q + 1.
+  struct Ring {
+    DriverRingConfig config;  // ready for make_driver_rx or make_driver_tx
+    UniqueFd kick;
+    UniqueFd call;
+  };
+
+  static Result<std::unique_ptr<DriverMemory>> make(const DriverMemoryOptions& options);
+
+  [[nodiscard]] const std::vector<Ring>& rings() const { return rings_; }
+  [[nodiscard]] std::vector<Ring>& rings() { return rings_; }
+  [[nodiscard]] int fd() const { return region_.fd(); }
+  [[nodiscard]] uint64_t address() const { return reinterpret_cast<uintptr_t>(region_.data()); }
+  [[nodiscard]] uint64_t bytes() const { return region_.size(); }
+  [[nodiscard]] const std::string& warning() const { return region_.warning(); }  // huge pages missing
+
+ private:
+  DriverMemory(HugeRegion region, std::vector<Ring> rings) : region_(std::move(region)), rings_(std::move(rings)) {}
+
+  HugeRegion region_;
+  std::vector<Ring> rings_;
+};
+
+}  // namespace sw
