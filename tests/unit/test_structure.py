@@ -40,10 +40,10 @@ BINDINGS_GUEST = "guest"
 # of these; nobody imports a top module (TOP) but another top module.
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors", "datapath", "plan"},
+    "config": {"errors", "datapath"},
     "datapath": {"errors", "native"},
     "native": {"errors", "datapath"},
-    "plan": {"errors", "datapath"},
+    "plan": {"errors", "config", "datapath"},
     "learning": {"errors", "config", "datapath", "plan"},
     "metrics": {"errors", "config", "datapath"},
     "nic": {"errors", "datapath"},
