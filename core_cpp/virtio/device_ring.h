@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device's side of a virtqueue, as a queue of a port: the guest's transmitq is our RxQueue, its receiveq our TxQueue.
-// Split or packed, header size, mergeable, in-order, event index and dirty logging are fixed when the ring starts
-// (templates in the .cc files), never tested per frame.
+// The device's side of a virtqueue, as a queue of a port: the guest's transmitq is our RxQueue, its receiveq our
+// TxQueue. Split or packed, header size, mergeable, in-order, event index and dirty logging are fixed when the ring
+// starts (templates in the .cc files), never tested per frame.
 #pragma once
 
 #include <atomic>
@@ -17,8 +17,8 @@ namespace sw {
 
 class DirtyLog;
 
-// Where a ring lies, in host pointers whose whole extents were checked (spec names: descriptor area, driver area = avail
-// ring or driver event suppression, device area = used ring or device event suppression).
+// Where a ring lies, in host pointers whose whole extents were checked (spec names: descriptor area, driver area =
+// avail ring or driver event suppression, device area = used ring or device event suppression).
 struct RingMemory {
   uint16_t size = 0;
   uint8_t* descriptors = nullptr;
@@ -30,10 +30,10 @@ struct DeviceRingConfig {
   uint64_t features = 0;  // as negotiated
   RingMemory ring;
   std::shared_ptr<const GuestMemory> memory;
-  uint32_t base = 0;      // as SET_VRING_BASE: split 16-bit avail index; packed low half = index | wrap << 15
-  int call_fd = -1;       // not owned; -1: the peer polls
-  int kick_fd = -1;       // not owned; wake_fd()
-  bool enabled = true;    // false: an rx ring discards (queue_disabled), a tx ring takes nothing
+  uint32_t base = 0;    // as SET_VRING_BASE: split 16-bit avail index; packed low half = index | wrap << 15
+  int call_fd = -1;     // not owned; -1: the peer polls
+  int kick_fd = -1;     // not owned; wake_fd()
+  bool enabled = true;  // false: an rx ring discards (queue_disabled), a tx ring takes nothing
   uint32_t max_frame_bytes = 65535 + 18;  // rx: longer frames are dropped (frame_too_long)
   std::shared_ptr<DirtyLog> log;          // non-null while VHOST_F_LOG_ALL
   uint64_t log_used_guest = 0;            // guest address of the device area for the log, if log_used
@@ -41,7 +41,9 @@ struct DeviceRingConfig {
 };
 
 // Bytes of ring memory for `size` entries; alignment 16/2/4 (split), 16/4/4 (packed). virtio 1.3 2.7, 2.8.
-struct RingExtents { uint64_t descriptors, driver_area, device_area; };
+struct RingExtents {
+  uint64_t descriptors, driver_area, device_area;
+};
 RingExtents ring_extents(bool packed, uint16_t size, bool event_idx);
 
 // What the control side may ask of a device ring. All but broken() only while the port is paused.
@@ -53,12 +55,15 @@ class DeviceRing {
   [[nodiscard]] virtual std::string broken() const = 0;
   virtual void set_call_fd(int fd) = 0;
   virtual void signal_now() = 0;  // write the call eventfd whatever the suppression says: on start, after a restart
+  // Buffers that broke a rule (bad address, direction, loop) and were returned empty. Any thread.
+  [[nodiscard]] virtual uint64_t malformed() const = 0;
 };
 
 class DeviceRx : public RxQueue, public DeviceRing {
  public:
   using RxQueue::RxQueue;
-  // The next peek delivers this frame ahead of the guest's (RARP after a migration). Paused only. At most 128 bytes.
+  // The next peek delivers this frame ahead of the guest's (RARP after a migration). Paused only. 14 to 128 bytes; up
+  // to 4 may wait, further ones are ignored.
   virtual void inject(std::span<const uint8_t> frame) = 0;
 };
 

@@ -13,15 +13,20 @@
 namespace sw {
 
 // Address kinds are types, so that they cannot be mixed up.
-struct GuestPhys { uint64_t value; };      // what descriptors hold
-struct FrontendVirt { uint64_t value; };   // what SET_VRING_ADDR holds: the front-end's own virtual addresses
+struct GuestPhys {
+  uint64_t value;
+};  // what descriptors hold
+struct FrontendVirt {
+  uint64_t value;
+};  // what SET_VRING_ADDR holds: the front-end's own virtual addresses
 
 // One mapped region. Shared by the tables that contain it, unmapped with the last of them. The range is registered with
-// the SIGBUS guard while it is mapped: a guest that truncates its memory file reads zeros instead of killing the switch.
+// the SIGBUS guard while it is mapped: a guest that truncates its memory file reads zeros instead of killing the
+// switch.
 class MappedRegion {
  public:
-  // Map `bytes` at `mmap_offset` of `fd` (duplicated nowhere, may be closed afterwards). Fails with a sentence for every
-  // bad input: size 0, any sum wrapping, region past the end of the file, misaligned offset, not mappable.
+  // Map `bytes` at `mmap_offset` of `fd` (duplicated nowhere, may be closed afterwards). Fails with a sentence for
+  // every bad input: size 0, any sum wrapping, region past the end of the file, misaligned offset, not mappable.
   static Result<std::shared_ptr<MappedRegion>> map(int fd, GuestPhys guest, uint64_t bytes, FrontendVirt frontend,
                                                    uint64_t mmap_offset);
   // A region over memory somebody else owns (our own guests' rings, tests).
@@ -31,7 +36,7 @@ class MappedRegion {
   MappedRegion(const MappedRegion&) = delete;
   MappedRegion& operator=(const MappedRegion&) = delete;
 
-  const uint64_t guest;     // first guest-physical address
+  const uint64_t guest;  // first guest-physical address
   const uint64_t bytes;
   const uint64_t frontend;  // the same first byte in the front-end's address space
   uint8_t* const host;      // the same first byte here
@@ -54,23 +59,30 @@ class GuestMemory {
   // Refuses overlapping regions (in guest-physical space). Sorted by guest address inside.
   static Result<std::shared_ptr<const GuestMemory>> make(std::vector<std::shared_ptr<MappedRegion>> regions);
 
-  // A pointer to `guest` and how many bytes from there are contiguous here, at most `bytes`; nullptr if the first byte is
-  // not guest memory. The caller loops when contiguous < bytes: buffers may span regions that are adjacent for the guest.
+  // A pointer to `guest` and how many bytes from there are contiguous here, at most `bytes`; nullptr if the first byte
+  // is not guest memory. The caller loops when contiguous < bytes: buffers may span regions that are adjacent for the
+  // guest.
   uint8_t* translate(GuestPhys guest, uint64_t bytes, uint64_t& contiguous) const;
   // The whole range in one piece, or nullptr. For rings.
   uint8_t* translate_whole(GuestPhys guest, uint64_t bytes) const;
   uint8_t* translate_whole(FrontendVirt address, uint64_t bytes) const;
 
-  [[nodiscard]] const std::vector<std::shared_ptr<MappedRegion>>& regions() const { return regions_; }
-  [[nodiscard]] bool faulted() const;
-
- private:
-  struct Range {  // what translate reads: 24 bytes a region, no pointer chasing
+  // One region as the data path sees it: 24 bytes, no pointer chasing.
+  struct Range {
     uint64_t guest;
     uint64_t bytes;
     uint8_t* host;
   };
-  std::vector<Range> ranges_;
+  // The region that holds `guest`, or nullptr. Valid as long as the table.
+  [[nodiscard]] const Range* find(GuestPhys guest) const;
+  // The guest address of a host pointer; false if it points into no region.
+  bool guest_address(const uint8_t* host, GuestPhys& guest) const;
+
+  [[nodiscard]] const std::vector<std::shared_ptr<MappedRegion>>& regions() const { return regions_; }
+  [[nodiscard]] bool faulted() const;
+
+ private:
+  std::vector<Range> ranges_;  // sorted by guest address, disjoint
   std::vector<std::shared_ptr<MappedRegion>> regions_;
 };
 

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both directions of a device ring share: the guest's memory, the call eventfd, the reason it was stopped for.
+#pragma once
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "stats/counters.h"
+#include "virtio/device_ring.h"
+#include "virtio/guest_cursor.h"
+#include "virtio/spec.h"
+
+namespace sw {
+
+// Queue is DeviceRx or DeviceTx; Ring is SplitRing or PackedRing.
+template <class Queue, class Ring>
+class DeviceQueue : public Queue {
+ public:
+  template <class... RingArgs>
+  DeviceQueue(const DeviceRingConfig& config, QueueCounters& counters, RingArgs... ring_args)
+      : Queue(counters),
+        memory_(config.memory),
+        cursor_(memory_.get()),
+        header_bytes_(net_header_bytes(config.features)),
+        enabled_(config.enabled),
+        kick_fd_(config.kick_fd),
+        ring_(config, ring_args...) {
+    DeviceQueue::set_call_fd(config.call_fd);
+    ring_.refuse_kicks();
+  }
+
+  void notify() final {
+    if (!ring_.must_signal() || call_fd_ < 0) return;
+    write_call();
+    this->counters_->notifications.add(1);
+  }
+  [[nodiscard]] uint32_t base() const final { return ring_.base(); }
+  [[nodiscard]] std::string broken() const final { return ring_.fault().text(); }
+  [[nodiscard]] uint64_t malformed() const final { return malformed_.get(); }
+  void set_call_fd(int fd) final {
+    call_fd_ = fd;
+    if (fd < 0) return;
+    // The peer made the eventfd and may have left it blocking: a full counter must not stop a worker.
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) == 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  }
+  void signal_now() final {
+    if (call_fd_ >= 0) write_call();
+  }
+
+ protected:
+  const std::shared_ptr<const GuestMemory> memory_;
+  GuestCursor cursor_;
+  const uint32_t header_bytes_;
+  const bool enabled_;
+  const int kick_fd_;
+  int call_fd_ = -1;
+  Counter malformed_;
+  Ring ring_;
+
+ private:
+  void write_call() const {
+    // EAGAIN means that the counter is full: then the peer has not read it yet and will wake up anyway.
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(call_fd_, &one, sizeof one);
+  }
+};
+
+}  // namespace sw
