@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/clock.h"
+
 namespace sw {
 
 Frontend::Frontend(EventLoop& loop, FrontendConfig config, FrontendOwner& owner)
@@ -134,7 +136,9 @@ void Frontend::drop(const std::string& why) {
   features_ = 0;
   protocol_features_ = 0;
   queue_pairs_ = 0;
-  if (stage_ == Stage::kClosed) return;
+  if (stage_ == Stage::kRunning && monotonic_ns() - running_since_ns_ > kLongestRetryMs * 1'000'000U) {
+    retry_delay_ms_ = kFirstRetryMs;
+  }
   stage_ = Stage::kWaitingForPeer;
   detail_ = why + (config_.listen ? "; waiting for it to connect again" : "; connecting again");
   if (!config_.listen) retry_later();

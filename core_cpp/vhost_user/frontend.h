@@ -127,6 +127,7 @@ class Frontend {
   EventLoop::TimerId retry_timer_ = 0;
   EventLoop::TimerId deadline_timer_ = 0;
   uint64_t retry_delay_ms_ = kFirstRetryMs;
+  uint64_t running_since_ns_ = 0;
 
   std::deque<Step> steps_;  // front: being answered if awaiting_
   bool awaiting_ = false;

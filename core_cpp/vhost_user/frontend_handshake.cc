@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/clock.h"
 #include "vhost_user/features.h"
 #include "vhost_user/frontend.h"
 #include "virtio/spec.h"
@@ -189,7 +190,7 @@ void Frontend::add_ring(uint32_t index, const DriverMemory::Ring& ring) {
 
 void Frontend::finish() {
   loop_.cancel(deadline_timer_);
-  retry_delay_ms_ = kFirstRetryMs;
+  running_since_ns_ = monotonic_ns();
   stage_ = Stage::kRunning;
   ++times_running_;
   detail_.clear();
