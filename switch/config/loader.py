@@ -116,7 +116,7 @@ def read_yaml(text: str, name: str) -> Document:
     finally:
         if loader is not None:
             loader.dispose()
-    if node is None:
+    if node is None or (node.tag == _PLAIN and node.value in _NULL):
         raise ConfigError([Fault("", "is empty: a configuration starts with version: 1", name)])
     if not isinstance(node, yaml.MappingNode):
         line, column = _place(node.start_mark)

@@ -93,8 +93,8 @@ class SwitchSection(Section):
     workers: tuple[WorkerSection, ...] | None = Field(
         None,
         strict=False,
-        min_length=1,
         max_length=MAX_WORKERS,
+        json_schema_extra={"minItems": 1},
         description="the polling threads, one CPU each; absent: one worker on the last CPU the daemon may use",
     )
     memory: MemorySection = Field(MemorySection(), description="the switch's own memory")
@@ -108,6 +108,8 @@ class SwitchSection(Section):
 
     @classmethod
     def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
+        if raw.get("workers") == []:
+            yield ("workers",), "is empty: give at least one worker, or remove the key for one on the last CPU"
         first: dict[int, int] = {}
         allowed = context.machine.cpus
         for index, worker in mappings(raw.get("workers")):

@@ -183,8 +183,6 @@ def _reason(kind: str, message: str, given: Any, context: Mapping[str, Any]) -> 
         return _not_one_of(str(context.get("expected", "")), given)
     if kind == "too_long":
         return f"has more than {context.get('max_length')} items"
-    if kind == "too_short":
-        return "is empty: give at least one item, or remove the key"
     return message
 
 

@@ -65,7 +65,7 @@ def _sockets(raw: Mapping[str, Any], ports: Numbered, context: Context) -> Itera
             return None
 
     yield from _used_twice("ports", ports, "socket", "the socket", absolute, ": each port needs its own")
-    control = raw.get("control")
+    control = raw.get("control", {})
     path = absolute(control.get("socket", "/run/switch/control.sock")) if isinstance(control, dict) else None
     for index, port in ports:
         if path is not None and absolute(port.get("socket")) == path:

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 (a row of a table is one line)
+"""What a configuration may say: every rule as a row of text, the path of the fault, and a part of its sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switch.config.machine import ANY_MACHINE, Machine
+from switch.config.models import Config
+from switch.config.parse import load_config, parse_config
+from switch.errors import ConfigError, Fault
+
+MACHINE = Machine(frozenset({0, 1, 2, 6}), {"kvm": 36, "0": 0}.get)
+
+
+def parse(text: str, **more: Any) -> Config:
+    return parse_config(text, "f", machine=more.pop("machine", MACHINE), **more)
+
+
+def faults_of(text: str, **more: Any) -> list[Fault]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, **more)
+    return caught.value.faults
+
+
+def port(body: str, more: str = "") -> str:
+    return f"version: 1\n{more}\nports:\n  - {{{body}}}\n"
+
+
+VM = "name: vm1, type: vhostuser, socket: /run/vm1.sock"
+VU = "name: vu, type: virtiouser, socket: /run/vu.sock"
+
+ROWS = [
+    # top
+    ("ports: []", "version", "required key is missing"),
+    ("version: 2", "version", "must be 1, not 2"),
+    ('version: "1"', "version", "must be 1, not '1'"),
+    ("version: 1\nprots: []", "prots", "did you mean 'ports'?"),
+    ("version: 1\nworkers: [{cpu: 0}]", "workers", "write switch: {workers: ...}"),
+    ("version: 1\nxyz: 1", "xyz", "the keys here are version, switch, control, metrics, bridges, ports"),
+    ("version: 1\nports: {}", "ports", "must be a list"),
+    ("version: 1\nports: [vm1]", "ports[0]", "must be a mapping (key: value), not 'vm1'"),
+    ("version: 1\nbridges: [br0]", "bridges[0]", "write {name: br0}"),
+    # switch
+    ("version: 1\nswitch:", "switch", "must be a mapping (key: value), not nothing"),
+    ("version: 1\nswitch: {name: a b}", "switch.name", "'a b' is not a name"),
+    ("version: 1\nswitch: {name: 5}", "switch.name", "a name is text, not 5: put it in quotes"),
+    (f"version: 1\nswitch: {{name: {'x' * 64}}}", "switch.name", "is longer than 63 characters"),
+    ("version: 1\nswitch: {name: -x}", "switch.name", "is not a name"),
+    ("version: 1\nswitch: {polling: bussy}", "switch.polling", "must be adaptive or busy, not 'bussy': did you mean"),
+    ("version: 1\nswitch: {polling: null}", "switch.polling", "has no value"),
+    ("version: 1\nswitch: {workers: []}", "switch.workers", "is empty: give at least one worker, or remove the key"),
+    ("version: 1\nswitch: {workers: [0]}", "switch.workers[0]", "write {cpu: 0}"),
+    ("version: 1\nswitch: {workers: [{cpu: 5}]}", "switch.workers[0].cpu", "there is no CPU 5 for this process: it may use 0-2, 6"),
+    ("version: 1\nswitch: {workers: [{cpu: 1}, {cpu: 1}]}", "switch.workers[1].cpu", "CPU 1 has a worker already (workers[0])"),
+    ("version: 1\nswitch: {workers: [{cpu: -1}]}", "switch.workers[0].cpu", "must be from 0 to 8191, not -1"),
+    ("version: 1\nswitch: {workers: [{cpu: true}]}", "switch.workers[0].cpu", "must be a whole number, not true"),
+    ('version: 1\nswitch: {workers: [{cpu: "1"}]}', "switch.workers[0].cpu", "not '1': remove the quotes"),
+    ("version: 1\nswitch: {cores: [1]}", "switch.cores", "write workers: [{cpu: N}, ...]"),
+    ("version: 1\nswitch: {memory: {hugepages: on}}", "switch.memory.hugepages", "must be auto, required or off, not 'on'"),
+    ("version: 1\nswitch: {memory: {size: 256MX}}", "switch.memory.size", "'256MX' is not a size"),
+    ("version: 1\nswitch: {memory: {size: 1K}}", "switch.memory.size", "must be from 1M to 1T, not '1K'"),
+    ("version: 1\nswitch: {memory: {size: 1.5}}", "switch.memory.size", "1.5 is not a size"),
+    ("version: 1\nswitch: {state_dir: state}", "switch.state_dir", "relative path"),
+    # control, metrics
+    ("version: 1\ncontrol: {socket: x.sock}", "control.socket", "'x.sock' is a relative path"),
+    (f"version: 1\ncontrol: {{socket: /{'x' * 107}}}", "control.socket", "has 108 bytes: the system takes 107 at most"),
+    (f"version: 1\ncontrol: {{socket: /{'é' * 60}}}", "control.socket", "has 121 bytes"),
+    ("version: 1\ncontrol: {mode: 432}", "control.mode", "432 is not a file mode: write octal digits in quotes"),
+    ('version: 1\ncontrol: {mode: "0999"}', "control.mode", "'0999' is not a file mode"),
+    ('version: 1\ncontrol: {mode: "04755"}', "control.mode", "is not a file mode"),
+    ("version: 1\ncontrol: {group: nosuch}", "control.group", "there is no group 'nosuch' on this machine: create it"),
+    ("version: 1\ncontrol: {group: true}", "control.group", "a group is text, not true"),
+    ("version: 1\nmetrics: {listen: 9480}", "metrics.listen", "9480 is not an address to listen on"),
+    ('version: 1\nmetrics: {listen: "::1:9480"}', "metrics.listen", 'write "127.0.0.1:9480", "[::1]:9480"'),
+    ('version: 1\nmetrics: {listen: "127.0.0.1:70000"}', "metrics.listen", "is not an address to listen on"),
+    # bridges
+    ("version: 1\nbridges: [{}]", "bridges[0].name", "required key is missing"),
+    ("version: 1\nbridges: [{name: a}, {name: a}]", "bridges[1].name", "the name 'a' is taken by bridges[0]"),
+    ("version: 1\nbridges: [{name: a, aging: 5}]", "bridges[0].aging", "unknown key 'aging': write ageing"),
+    ("version: 1\nbridges: [{name: a, ageing: 5 minutes}]", "bridges[0].ageing", "'5 minutes' is not a duration"),
+    ("version: 1\nbridges: [{name: a, ageing: 20d}]", "bridges[0].ageing", "must be from 1s to 1000000s or 0 (never)"),
+    ("version: 1\nbridges: [{name: a, ageing: -3}]", "bridges[0].ageing", "it cannot be negative"),
+    ("version: 1\nbridges: [{name: a, mac_limit: 0}]", "bridges[0].mac_limit", "must be from 1 to 1048576"),
+    ("version: 1\nbridges: [{name: a, move_damping: {window: 0}}]", "bridges[0].move_damping.window", "must be from 1s to 3600s"),
+    ("version: 1\nbridges: [{name: a, static: [{mac: x, blackhole: true}]}]", "bridges[0].static[0].mac", "is not a MAC"),
+    ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01"}]}]', "bridges[0].static[0].port", "required key 'port'"),
+    ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01", port: x}]}]', "bridges[0].static[0].port", "there is no port 'x'"),
+    ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01", port: t, blackhole: true}]}]\nports: [{name: t, type: tap}]', "bridges[0].static[0].port", "a blackhole has no port"),
+    # ports: what all have
+    (port("type: tap"), "ports[0].name", "required key is missing"),
+    (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket"),
+    (port("name: t, type: afxdp"), "ports[0].type", "type 'afxdp' is not built: this build has vhostuser, virtiouser, tap"),
+    (port("name: t, type: verbs"), "ports[0].type", "type 'verbs' is not built"),
+    (port("name: t, type: vdpa"), "ports[0].type", "type 'vdpa' is not built"),
+    (port("name: t, type: vduse"), "ports[0].type", "type 'vduse' is not built"),
+    (port("name: t, type: vhost-user"), "ports[0].type", "did you mean 'vhostuser'?"),
+    (port("name: t, type: dpdkvhostuserclient"), "ports[0].type", "write type: vhostuser with socket_owner: peer"),
+    (port("name: t, type: 5"), "ports[0].type", "there is no type 5"),
+    (port("name: t, type: [tap]"), "ports[0].type", "there is no type a list"),
+    (port("name: t, type: tap, bridge: br1"), "ports[0].bridge", "there is no bridge 'br1': did you mean 'br0'?"),
+    (port("name: t, type: tap", "bridges: [{name: a}, {name: b}]"), "ports[0].bridge", "'bridge' is missing: there are a, b"),
+    (port("name: t, type: tap, enabled: yes"), "ports[0].enabled", "write true or false, without quotes"),
+    (port('name: t, type: tap, flood: "true"'), "ports[0].flood", "write true or false, without quotes"),
+    (port("name: t, type: tap, isolated: 1"), "ports[0].isolated", "must be true or false, not 1"),
+    (port("name: t, type: tap, learning: null"), "ports[0].learning", "has no value"),
+    (port("name: t, type: tap, mtu: 67"), "ports[0].mtu", "must be 0 (no limit) or at least 68, not 67"),
+    (port("name: t, type: tap, mtu: 65536"), "ports[0].mtu", "must be from 0 to 65535 bytes"),
+    (port("name: t, type: tap, mac_limit: -1"), "ports[0].mac_limit", "must be from 0 to 1048576"),
+    (port("name: t, type: tap, rx_affinity: [0]"), "ports[0].rx_affinity", "must be a mapping of queue to CPU"),
+    (port("name: t, type: tap, rx_affinity: {a: 6}"), "ports[0].rx_affinity.a", "'a' is not a queue"),
+    (port("name: t, type: tap, rx_affinity: {0: x}"), "ports[0].rx_affinity[0]", "'x' is not a CPU"),
+    (port("name: t, type: tap, queues: 2, rx_affinity: {2: 6}"), "ports[0].rx_affinity[2]", "there is no queue 2: queues is 2"),
+    (port("name: t, type: tap, rx_affinity: {0: 1}"), "ports[0].rx_affinity[0]", "they run on 6 (name the workers"),
+    (port("name: t, type: tap, rx_affinity: {0: 1}", "switch: {workers: [{cpu: 0}, {cpu: 2}]}"), "ports[0].rx_affinity[0]", "no worker runs on CPU 1: they run on 0, 2"),
+    (port("name: t, type: tap, macs: [x]"), "ports[0].macs[0]", "'x' is not a MAC address"),
+    (port('name: t, type: tap, macs: ["00:00:00:00:00:00"]'), "ports[0].macs[0]", "all zeros"),
+    (port('name: t, type: tap, macs: ["01:00:5e:00:00:01"]'), "ports[0].macs[0]", "is a multicast address"),
+    (port('name: t, type: tap, macs: "02:00:00:00:00:01"'), "ports[0].macs", "must be a list"),
+    (port('name: t, type: tap, macs: ["02:00:00:00:00:01", "02-00-00-00-00-01"]'), "ports[0].macs[1]", "is pinned already by ports[0].macs[0]"),
+    (port('name: t, type: tap, macs: ["02:00:00:00:00:01"]', 'bridges: [{name: a, static: [{mac: "02:00:00:00:00:01", port: t}]}]'), "ports[0].macs[0]", "is pinned already by bridges[0].static[0]"),
+    (port("name: t, type: tap, socket: /x"), "ports[0].socket", "not a key of type 'tap': only vhostuser and virtiouser ports"),
+    (port("name: t, type: tap, tag: 5"), "ports[0].tag", "write vlan: {access: N}"),
+    (port("name: t, type: tap, n-rxq: 5"), "ports[0].n-rxq", "write queues: N"),
+    (port("name: t, type: tap, isolatd: true"), "ports[0].isolatd", "did you mean 'isolated'?"),
+    # VLAN
+    (port("name: t, type: tap, vlan: 10"), "ports[0].vlan", "write {access: 10} or {trunk: [10, ...]}"),
+    (port("name: t, type: tap, vlan: {access: 0}"), "ports[0].vlan.access", "0 is not a VLAN: a number from 1 to 4094"),
+    (port("name: t, type: tap, vlan: {access: 4095}"), "ports[0].vlan.access", "4095 is not a VLAN"),
+    (port('name: t, type: tap, vlan: {access: "10"}'), "ports[0].vlan.access", "'10' is not a VLAN"),
+    (port("name: t, type: tap, vlan: {access: true}"), "ports[0].vlan.access", "true is not a VLAN"),
+    (port("name: t, type: tap, vlan: {access: 10, trunk: [20]}"), "ports[0].vlan.trunk", "access and trunk exclude each other"),
+    (port("name: t, type: tap, vlan: {access: 10, native: 10}"), "ports[0].vlan.native", "native belongs to a trunk"),
+    (port("name: t, type: tap, vlan: {trunk: []}"), "ports[0].vlan.trunk", 'write "all" to carry every VLAN'),
+    (port("name: t, type: tap, vlan: {trunk: 10}"), "ports[0].vlan.trunk", 'must be "all" or a list'),
+    (port("name: t, type: tap, vlan: {trunk: [10, 20-10]}"), "ports[0].vlan.trunk[1]", "runs backwards"),
+    (port("name: t, type: tap, vlan: {trunk: [1-4095]}"), "ports[0].vlan.trunk[0]", "4095 is not a VLAN"),
+    (port("name: t, type: tap, vlan: {trunk: null}"), "ports[0].vlan.trunk", "has no value"),
+    (port("name: t, type: tap, vlan: {tag: 10}"), "ports[0].vlan.tag", "write access: N"),
+    (port("name: t, type: tap, vlan: {native: 0}"), "ports[0].vlan.native", "0 is not a VLAN"),
+    # kinds
+    (port("name: vm1, type: vhostuser"), "ports[0].socket", "required key is missing"),
+    (port("name: vm1, type: vhostuser, socket: vm1.sock"), "ports[0].socket", "relative path"),
+    (port("name: vm1, type: vhostuser, socket: ''"), "ports[0].socket", "cannot be empty"),
+    (port(f"{VM}, socket_owner: qemu"), "ports[0].socket_owner", "must be switch or peer, not 'qemu'"),
+    (port(f"{VM}, queues: 0"), "ports[0].queues", "must be from 1 to 128, not 0"),
+    (port(f"{VM}, queues: 129"), "ports[0].queues", "must be from 1 to 128, not 129"),
+    (port(f"{VM}, queues: 1.5"), "ports[0].queues", "must be a whole number, not 1.5"),
+    (port(f"{VM}, device: eth0"), "ports[0].device", "only tap and afpacket ports have it"),
+    (port(f"{VM}, ring_size: 256"), "ports[0].ring_size", "only virtiouser ports have it"),
+    (port(f"{VM}, socket_group: nosuch"), "ports[0].socket_group", "there is no group 'nosuch'"),
+    (port(f'{VM}, socket_owner: peer, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),
+    (port(f"{VM}, socket_owner: peer, socket_group: kvm"), "ports[0].socket_group", "has no effect with socket_owner: peer"),
+    (port(f"{VM}, server: true"), "ports[0].server", "write socket_owner: switch"),
+    (port(f"{VU}, ring_size: 300"), "ports[0].ring_size", "must be a power of two, not 300: try 256"),
+    (port(f"{VU}, ring_size: 65536"), "ports[0].ring_size", "must be from 16 to 32768"),
+    (port(f'{VU}, mac: "ff:ff:ff:ff:ff:ff"'), "ports[0].mac", "is a multicast address"),
+    (port(f"{VU}, offloads: true"), "ports[0].offloads", "only vhostuser ports have it"),
+    (port("name: u, type: afpacket"), "ports[0].device", "required key is missing"),
+    (port("name: u, type: afpacket, device: averylongdevicename"), "ports[0].device", "cannot be a network device"),
+    (port("name: u, type: afpacket, device: a/b"), "ports[0].device", "cannot be a network device"),
+    (port("name: u, type: afpacket, device: .."), "ports[0].device", "cannot be a network device"),
+    (port("name: u, type: afpacket, device: eth0, queues: 65"), "ports[0].queues", "must be from 1 to 64"),
+]  # fmt: skip
+
+TWO = "version: 1\nports:\n  - {{{}}}\n  - {{{}}}\n"
+PAIRS = [
+    ("name: a, type: tap", "name: a, type: tap", "ports[1].name", "the name 'a' is taken by ports[0]"),
+    (VM, "name: b, type: virtiouser, socket: /run//./vm1.sock", "ports[1].socket", "the socket '/run/vm1.sock' is taken by ports[0]"),
+    ("name: a, type: tap, device: x", "name: b, type: afpacket, device: x", "ports[1].device", "the device 'x' is taken by ports[0]"),
+    ("name: a, type: tap", "name: b, type: vhostuser, socket: /run/switch/control.sock", "ports[1].socket", "is the control socket"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "path", "reason"), ROWS)
+def test_one_fault(text: str, path: str, reason: str) -> None:
+    (fault,) = faults_of(text)
+    assert fault.path == path
+    assert reason in fault.reason
+    assert fault.line > 0
+    assert fault.column > 0
+
+
+@pytest.mark.parametrize(("first", "second", "path", "reason"), PAIRS)
+def test_things_used_twice(first: str, second: str, path: str, reason: str) -> None:
+    (fault,) = faults_of(TWO.format(first, second))
+    assert fault.path == path
+    assert reason in fault.reason
+    assert fault.line == 4
+
+
+def test_a_static_flow_must_fit_its_port() -> None:
+    text = """\
+version: 1
+bridges:
+  - {name: a, static: [{mac: "02:00:00:00:00:01", port: vm1, vlan: 20}, {mac: "02:00:00:00:00:02", port: t}]}
+  - {name: b}
+ports:
+  - {name: vm1, type: vhostuser, socket: /run/vm1.sock, bridge: a, vlan: {access: 10}}
+  - {name: t, type: tap, bridge: b}
+"""
+    assert [(fault.path, fault.reason) for fault in faults_of(text)] == [
+        ("bridges[0].static[0].vlan", "port 'vm1' does not carry VLAN 20"),
+        ("bridges[0].static[1].port", "port 't' is in bridge 'b', not in this one"),
+    ]
+
+
+def test_all_faults_at_once_in_file_order() -> None:
+    text = """\
+version: 1
+switch: {polling: bussy, workers: [{cpu: 99}]}
+control: {mode: 0660}
+metrics: {listen: nowhere}
+bridges: [{name: br0, ageing: x}]
+ports:
+  - {name: vm1, type: vhostuser, sockt: /run/a.sock, queues: 500, vlan: {access: 1, trunk: [x]}}
+  - {name: vm1, type: tapp, enabled: on, mtu: 3}
+  - {name: vm1, name: vm2, type: tap}
+"""
+    found = [(fault.line, fault.column, fault.path) for fault in faults_of(text)]
+    assert found == [
+        (2, 19, "switch.polling"),
+        (2, 42, "switch.workers[0].cpu"),
+        (3, 17, "control.mode"),
+        (4, 19, "metrics.listen"),
+        (5, 31, "bridges[0].ageing"),
+        (7, 5, "ports[0].socket"),
+        (7, 34, "ports[0].sockt"),
+        (7, 62, "ports[0].queues"),
+        (7, 92, "ports[0].vlan.trunk"),
+        (7, 93, "ports[0].vlan.trunk[0]"),
+        (8, 12, "ports[1].name"),
+        (8, 23, "ports[1].type"),
+        (8, 38, "ports[1].enabled"),
+        (8, 47, "ports[1].mtu"),
+        (9, 12, "ports[2].name"),
+        (9, 17, "ports[2].name"),
+    ]
+
+
+def test_a_refused_value_is_not_complained_about_twice() -> None:
+    (fault,) = faults_of(port("name: t, type: tap, mac: 52:54:00:12:34:56"))
+    assert (fault.path, fault.line, fault.column) == ("ports[0].mac", 4, 31)
+    assert "needs quotes" in fault.reason
+
+
+def test_the_message_is_one_line_for_each_fault() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("version: 1\nswitch: {nam: x}\nprots: []\n")
+    assert str(caught.value) == (
+        "f:2:10: switch.nam: unknown key 'nam': did you mean 'name'?\nf:3:1: prots: unknown key 'prots': did you mean 'ports'?"
+    )
+
+
+def test_braces_in_a_value_do_not_upset_the_message() -> None:
+    (fault,) = faults_of(port('name: "{reason}{0}%s", type: tap'))
+    assert "'{reason}{0}%s' is not a name" in fault.reason
+
+
+def test_defaults() -> None:
+    config = parse("version: 1\n")
+    assert config.switch.name == "sw0"
+    assert config.switch.workers is None
+    assert config.control.socket == "/run/switch/control.sock"
+    assert config.control.mode == 0o660
+    assert config.metrics.listen == ("127.0.0.1", 9480)
+    (bridge,) = config.all_bridges()
+    assert (bridge.name, bridge.ageing, bridge.mac_limit, bridge.static) == ("br0", 300, 65536, ())
+    assert (bridge.move_damping.moves, bridge.move_damping.window, bridge.move_damping.hold) == (6, 10, 10)
+    assert config.ports == ()
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ('"127.0.0.1:9480"', ("127.0.0.1", 9480)),
+        ("127.0.0.1:9480", ("127.0.0.1", 9480)),
+        ('"[::1]:9480"', ("::1", 9480)),
+        ('":9480"', ("", 9480)),
+        ("localhost:0", ("localhost", 0)),
+        ("off", None),
+        ('"off"', None),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_metrics_addresses(listen: str, address: tuple[str, int] | None) -> None:
+    assert parse(f"version: 1\nmetrics: {{listen: {listen}}}").metrics.listen == address
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ('"5m"', 300), ("2h", 7200), ("1d", 86400), ("0", 0)]
+)
+def test_durations(written: str, seconds: int) -> None:
+    assert parse(f"version: 1\nbridges: [{{name: a, ageing: {written}}}]").bridges[0].ageing == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("2097152", 2 << 20), ("2M", 2 << 20), ("2048K", 2 << 20), ("1GiB", 1 << 30), ('"3 MB"', 3 << 20)],
+)
+def test_sizes(written: str, size: int) -> None:
+    assert parse(f"version: 1\nswitch: {{memory: {{size: {written}}}}}").switch.memory.size == size
+
+
+def test_a_group_is_a_name_or_a_number() -> None:
+    assert parse("version: 1\ncontrol: {group: kvm}").control.group == "kvm"
+    assert parse("version: 1\ncontrol: {group: 0}").control.group == "0"
+    (spec,) = parse(port(f"{VM}, socket_group: kvm")).port_specs(MACHINE)
+    assert spec.socket_gid == 36
+
+
+def test_a_group_that_vanished_since_is_told() -> None:
+    config = parse(port(f"{VM}, socket_group: kvm"))
+    with pytest.raises(ConfigError, match="there is no group 'kvm' on this machine any more"):
+        config.port_specs(Machine(None, lambda group: None))
+
+
+def test_empty_lists_may_be_left_empty() -> None:
+    assert parse("version: 1\nports:\nbridges:\n") == parse("version: 1\n")
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "sw.yaml"
+    file.write_text("version: 1\ncontrol: {socket: run/./c.sock}\nswitch: {state_dir: ../state}\n")
+    config = load_config(file, MACHINE)
+    assert config.control.socket == f"{tmp_path}/run/c.sock"
+    assert config.switch.state_dir == f"{tmp_path}/../state"
+
+
+def test_a_relative_path_given_on_the_command_line_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sw.yaml").write_text("version: 1\ncontrol: {socket: c.sock}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("sw.yaml", MACHINE).control.socket == f"{tmp_path}/c.sock"
+
+
+def test_a_socket_path_of_107_bytes_is_taken() -> None:
+    path = "/" + "x" * 106
+    assert parse(f"version: 1\ncontrol: {{socket: {path}}}").control.socket == path
+
+
+def test_the_machine_chooses_the_worker_that_the_file_leaves_open() -> None:
+    config = parse("version: 1\n")
+    assert config.datapath_options(MACHINE).workers == (6,)
+    assert config.datapath_options(MACHINE).pin
+    assert not config.datapath_options(Machine(frozenset({3}))).pin
+    assert config.datapath_options(Machine(frozenset({3}))).workers == (3,)
+    given = parse(
+        "version: 1\nswitch: {workers: [{cpu: 2}, {cpu: 0}], polling: busy, memory: {size: 8M, hugepages: off}}"
+    )
+    options = given.datapath_options(Machine(frozenset({0})))
+    assert (options.workers, options.polling, options.memory_bytes, options.hugepages) == (
+        (2, 0),
+        "busy",
+        8 << 20,
+        "off",
+    )
+    assert options.pin
+
+
+def test_here_is_a_machine() -> None:
+    assert parse_config("version: 1\n").datapath_options().workers[0] in (Machine.here().cpus or ())
+
+
+def test_any_machine_takes_every_cpu_and_group() -> None:
+    text = port("name: t, type: tap, rx_affinity: {0: 70}", "switch: {workers: [{cpu: 70}]}\ncontrol: {group: nosuch}")
+    assert parse(text, machine=ANY_MACHINE).ports[0].rx_affinity == {0: 70}
+
+
+def test_port_specs() -> None:
+    text = """\
+version: 1
+bridges: [{name: lan}]
+ports:
+  - {name: vm1, type: vhostuser, socket: /run/vm1.sock, queues: 2, vlan: {trunk: [10, "20-22"], native: 10},
+     socket_mode: "0600", packed: false, mtu: 9000, rx_affinity: {1: 6}, enabled: false, mac_limit: 7}
+  - {name: vu, type: virtiouser, socket: /run/vu.sock, mac: "52:54:00:12:34:56", ring_size: 1024}
+  - {name: t, type: tap, isolated: true, flood: false, learning: false}
+  - {name: up, type: afpacket, device: eth1, vlan: {access: 30}}
+"""
+    vm1, vu, tap, up = parse(text).port_specs(MACHINE)
+    assert (vm1.name, vm1.type, vm1.bridge, vm1.socket, vm1.socket_owner) == (
+        "vm1",
+        "vhostuser",
+        "lan",
+        "/run/vm1.sock",
+        "switch",
+    )
+    assert (vm1.vlan.access, vm1.vlan.trunk, vm1.vlan.native) == (None, (10, 20, 21, 22), 10)
+    assert (vm1.queues, vm1.socket_mode, vm1.packed, vm1.mtu, vm1.enabled) == (2, 0o600, False, 9000, False)
+    assert (dict(vm1.rx_affinity), vm1.mac_limit) == ({1: 6}, 7)
+    assert (vu.socket_owner, vu.mac, vu.ring_size) == ("peer", 0x525400123456, 1024)
+    assert (tap.device, tap.mac, tap.isolated, tap.flood, tap.learning) == ("", 0, True, False, False)
+    assert (tap.vlan.access, tap.vlan.trunk, tap.vlan.native) == (None, None, 0)
+    assert (up.device, up.vlan.access) == ("eth1", 30)
+
+
+def test_static_flows() -> None:
+    text = """\
+version: 1
+bridges:
+  - name: br0
+    static:
+      - {mac: "02:00:00:00:00:01", port: acc}
+      - {mac: "02:00:00:00:00:01", port: trunk}
+      - {mac: "02:00:00:00:00:01", port: trunk, vlan: 20}
+      - {mac: "02:00:00:00:00:02", blackhole: true, vlan: 7}
+ports:
+  - {name: acc, type: tap, vlan: {access: 10}, macs: ["02:00:00:00:00:03"]}
+  - {name: trunk, type: tap, vlan: {trunk: [20], native: 5}}
+  - {name: plain, type: tap, macs: ["02:00:00:00:00:03"]}
+"""
+    flows = {(flow.vlan, flow.mac & 0xFF, flow.port) for flow in parse(text).static_flows()}
+    assert flows == {(10, 1, "acc"), (5, 1, "trunk"), (20, 1, "trunk"), (7, 2, ""), (10, 3, "acc"), (0, 3, "plain")}
