@@ -17,6 +17,8 @@ constexpr uint64_t kDescriptorAlign = 16;  // virtio 1.3 2.7, 2.8
 constexpr uint64_t kSplitAvailAlign = 2;
 constexpr uint64_t kDefaultAlign = 4;
 
+bool misaligned(const uint8_t* address, uint64_t align) { return reinterpret_cast<uintptr_t>(address) % align != 0; }
+
 int fd_of(const std::shared_ptr<UniqueFd>& fd) { return fd ? fd->get() : -1; }
 
 bool make_nonblocking(int fd) {
@@ -65,11 +67,6 @@ Backend::Plan Backend::plan_ring(const Wish& wish, const std::string& broken) co
   if (!packed && (size & (size - 1)) != 0) return impossible("the size of a split ring must be a power of two");
   if (!base_fits(packed, *wish.base, size)) return impossible("its start index is impossible");
   const VhostVringAddr& address = *wish.address;
-  const uint64_t avail_align = packed ? kDefaultAlign : kSplitAvailAlign;
-  if (address.descriptors % kDescriptorAlign != 0 || address.avail % avail_align != 0 ||
-      address.used % kDefaultAlign != 0) {
-    return impossible("its addresses are misaligned");
-  }
   const RingExtents extents = ring_extents(packed, size, has_feature(*features_, VIRTIO_F_EVENT_IDX));
   RingMemory& ring = plan.config.ring;
   ring.size = size;
@@ -78,6 +75,11 @@ Backend::Plan Backend::plan_ring(const Wish& wish, const std::string& broken) co
   ring.device_area = memory_->translate_whole(FrontendVirt{address.used}, extents.device_area);
   if (ring.descriptors == nullptr || ring.driver_area == nullptr || ring.device_area == nullptr) {
     return impossible("its addresses are not (or not wholly) inside guest memory");
+  }
+  // Here, not there: a region may begin anywhere in the front-end's address space.
+  if (misaligned(ring.descriptors, kDescriptorAlign) || misaligned(ring.device_area, kDefaultAlign) ||
+      misaligned(ring.driver_area, packed ? kDefaultAlign : kSplitAvailAlign)) {
+    return impossible("its addresses are misaligned");
   }
   if (!broken.empty()) {
     plan.why = "stopped: " + broken;
