@@ -37,6 +37,7 @@ bool same_vlan(const VlanPolicy& a, const VlanPolicy& b) {
 Datapath::Datapath(DatapathOptions options)
     : options_(std::move(options)),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      memory_(std::make_unique<Arena>()),
       crew_(options_.worker_cpus, options_.polling),
       by_id_(kMaxPorts, nullptr) {
   SW_CHECK(event_fd_);
@@ -48,11 +49,24 @@ Datapath::~Datapath() { stop(); }
 Result<void> Datapath::start() {
   const Guard guard(control_.mutex());
   if (running_) return {};
+  auto reserved = reserve_memory();
+  if (!reserved) return reserved;
   auto started = crew_.start();
   if (!started) return started;
   control_.start();
   running_ = true;
   control_.loop().after(kBalanceMs, [this] { balance(); });
+  return {};
+}
+
+// The MAC tables live on huge pages if there are any: a million entries are 17 MB, 8 pages of 2 MB instead of 4096
+// small ones. Without huge pages the heap is as good as a region of small pages, and takes nothing that is not used.
+Result<void> Datapath::reserve_memory() {
+  if (options_.hugepages == HugePages::kOff) return {};
+  auto region = HugeRegion::make({.name = "switch-memory", .bytes = options_.memory_bytes, .huge = options_.hugepages});
+  if (!region) return region.error();
+  if (!region->warning().empty()) warnings_.push_back(region->warning());
+  if (region->page_bytes() >= kHugePage2M) memory_ = std::make_unique<Arena>(std::move(*region));
   return {};
 }
 
@@ -71,7 +85,7 @@ void Datapath::stop() {
 Result<void> Datapath::add_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit) {
   const Guard guard(control_.mutex());
   if (bridges_.contains(name)) return Error{EEXIST, "add bridge " + name};
-  auto bridge = std::make_shared<Bridge>(name, mac_limit, ageing_seconds);
+  auto bridge = std::make_shared<Bridge>(name, mac_limit, ageing_seconds, memory_.get());
   bridge->fdb.set_event_fd(event_fd_.get());
   bridges_.emplace(name, std::move(bridge));
   publish();

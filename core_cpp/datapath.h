@@ -13,6 +13,7 @@
 
 #include "l2/fdb.h"
 #include "l2/policy.h"
+#include "mem/arena.h"
 #include "port/port.h"
 #include "worker/control_loop.h"
 #include "worker/crew.h"
@@ -22,6 +23,8 @@ namespace sw {
 struct DatapathOptions {
   std::vector<int> worker_cpus;  // one worker each; -1: not pinned
   Polling polling = Polling::kAdaptive;
+  HugePages hugepages = HugePages::kAuto;
+  size_t memory_bytes = 64U << 20;  // of the arena for MAC tables
 };
 
 // A port as it should be: what the port itself needs, and what the switch decides about it.
@@ -94,8 +97,9 @@ class Datapath final : public PortHost {
   explicit Datapath(DatapathOptions options);
   ~Datapath() override;
 
-  Result<void> start();  // workers and control loop
+  Result<void> start();  // memory, workers and control loop
   void stop();           // closes every port, joins every thread; idempotent
+  [[nodiscard]] const std::vector<std::string>& warnings() const { return warnings_; }  // of start()
 
   Result<void> add_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit);
   Result<void> set_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit);
@@ -141,6 +145,7 @@ class Datapath final : public PortHost {
   PortRecord* find(const Port& port);
   Result<std::shared_ptr<Bridge>> find_bridge(const std::string& name);
   [[nodiscard]] std::string port_name(PortId id) const;
+  Result<void> reserve_memory();
   Result<PortId> free_port_id() const;
   Result<void> check_affinity(const PortSpec& spec) const;
   void keep_event(Event event);
@@ -151,6 +156,8 @@ class Datapath final : public PortHost {
 
   const DatapathOptions options_;
   UniqueFd event_fd_;
+  std::vector<std::string> warnings_;
+  std::unique_ptr<Arena> memory_;  // before what lives in it
   ControlLoop control_;
   Crew crew_;
   bool running_ = false;

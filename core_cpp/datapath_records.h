@@ -12,8 +12,8 @@
 namespace sw {
 
 struct Datapath::Bridge {
-  Bridge(std::string bridge_name, uint32_t mac_limit, uint32_t ageing_seconds)
-      : name(std::move(bridge_name)), fdb(mac_limit, ageing_seconds) {}
+  Bridge(std::string bridge_name, uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
+      : name(std::move(bridge_name)), fdb(mac_limit, ageing_seconds, memory) {}
   const std::string name;
   Fdb fdb;
 };

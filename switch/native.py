@@ -69,22 +69,23 @@ class NativeDatapath:
 
     def __init__(self, options: DatapathOptions) -> None:
         self._options = options
-        self._warnings: list[str] = []
         cpus = list(options.workers) if options.pin else [-1] * len(options.workers)
-        self._core = _core.Datapath(cpus, options.polling)
+        self._core = _core.Datapath(cpus, options.polling, options.hugepages, options.memory_bytes)
 
     def start(self) -> None:
         try:
             self._core.start()
         except _core.CoreError as error:
-            allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-            raise SwitchError(f"{error.args[1]}; this process may use CPUs {allowed}") from None
+            hint = ""
+            if "to CPU" in error.args[1]:
+                hint = "; this process may use CPUs " + ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise SwitchError(error.args[1] + hint) from None
 
     def stop(self) -> None:
         self._core.stop()
 
     def warnings(self) -> list[str]:
-        return list(self._warnings)
+        return list(self._core.warnings())
 
     def add_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
         _switch_call(lambda: self._core.add_bridge(name, ageing, mac_limit))

@@ -29,11 +29,17 @@ auto without_gil(Call call) {
 
 void bind_datapath(py::module_& module) {
   py::class_<Datapath>(module, "Datapath")
-      .def(py::init([](std::vector<int> cpus, const std::string& polling) {
+      .def(py::init([](std::vector<int> cpus, const std::string& polling, const std::string& hugepages, size_t bytes) {
              return std::make_unique<Datapath>(
-                 DatapathOptions{std::move(cpus), polling == "busy" ? Polling::kBusy : Polling::kAdaptive});
+                 DatapathOptions{.worker_cpus = std::move(cpus),
+                                 .polling = polling == "busy" ? Polling::kBusy : Polling::kAdaptive,
+                                 .hugepages = hugepages == "required" ? HugePages::kRequired
+                                              : hugepages == "off"    ? HugePages::kOff
+                                                                      : HugePages::kAuto,
+                                 .memory_bytes = bytes});
            }),
-           py::arg("worker_cpus"), py::arg("polling"))
+           py::arg("worker_cpus"), py::arg("polling"), py::arg("hugepages"), py::arg("memory_bytes"))
+      .def("warnings", &Datapath::warnings)
       .def("start", [](Datapath& self) { without_gil([&] { return self.start(); }); })
       .def("stop", &Datapath::stop, NoGil())
       .def("add_bridge",

@@ -39,13 +39,14 @@ FdbAgeing::FdbAgeing(uint32_t ageing_seconds) : seconds(ageing_seconds) {
   expire_after = std::min(ageing_seconds, kEpochsPerAgeing);
 }
 
-Fdb::Impl::Impl(uint32_t mac_limit, uint32_t ageing_seconds)
-    : table(buckets_for(mac_limit), FdbTable::random_seed()),
+Fdb::Impl::Impl(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
+    : table(buckets_for(mac_limit), FdbTable::random_seed(), memory),
       limit(mac_limit),
       ageing(ageing_seconds),
       events(std::clamp<size_t>(mac_limit, 1024, 16384)) {}
 
-Fdb::Fdb(uint32_t mac_limit, uint32_t ageing_seconds) : impl_(std::make_unique<Impl>(mac_limit, ageing_seconds)) {}
+Fdb::Fdb(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
+    : impl_(std::make_unique<Impl>(mac_limit, ageing_seconds, memory)) {}
 Fdb::~Fdb() = default;
 
 PortId Fdb::lookup(uint16_t vlan, Mac mac) const { return impl_->table.lookup(vlan, mac); }

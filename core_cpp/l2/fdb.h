@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <vector>
 
 #include "base/atomic.h"
@@ -70,7 +71,9 @@ struct FdbStats {  // monotonic totals
 class Fdb {
  public:
   // `mac_limit`: learned + static + external entries at most; sizes the table (about 75 % load at the limit).
-  explicit Fdb(uint32_t mac_limit, uint32_t ageing_seconds);
+  // `memory` outlives it and is used while it is made and destroyed only.
+  Fdb(uint32_t mac_limit, uint32_t ageing_seconds,
+      std::pmr::memory_resource* memory = std::pmr::get_default_resource());
   ~Fdb();
 
   // ---- workers ----

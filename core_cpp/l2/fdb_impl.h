@@ -50,7 +50,7 @@ struct FdbAgeing {
 struct Fdb::Impl {
   using Place = FdbTable::Place;
 
-  Impl(uint32_t mac_limit, uint32_t ageing_seconds);
+  Impl(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory);
 
   FdbTable table;
   std::mutex control;  // one control call at a time; taken before `lock`

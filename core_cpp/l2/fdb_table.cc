@@ -13,6 +13,8 @@ namespace sw {
 
 namespace {
 
+constexpr size_t kFdbAlignment = 4096;  // madvise wants whole pages
+
 constexpr uint8_t code_of(uint64_t ages, uint32_t slot) { return static_cast<uint8_t>(ages >> (8 * slot)); }
 
 constexpr uint64_t with_code(uint64_t ages, uint32_t slot, uint8_t code) {
@@ -23,18 +25,18 @@ constexpr uint64_t with_next_version(uint64_t ages) { return ages + (uint64_t{1}
 
 }  // namespace
 
-FdbTable::FdbTable(uint32_t buckets, Seed seed)
-    : buckets_(nullptr), mask_(buckets - 1), seed_(seed), used_((buckets + 63) / 64) {
+FdbTable::FdbTable(uint32_t buckets, Seed seed, std::pmr::memory_resource* memory)
+    : memory_(memory), buckets_(nullptr), mask_(buckets - 1), seed_(seed), used_((buckets + 63) / 64) {
   SW_CHECK(std::has_single_bit(buckets) && buckets >= kFdbMinBuckets);
   const size_t size = size_t{buckets} * sizeof(FdbBucket);
-  void* const at = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) throw std::bad_alloc();
-  memory_ = Mapping(at, size);
-  // Lookups hit random lines: huge pages save a TLB miss each. Only a wish; normal pages work.
+  void* const at = memory_->allocate(size, kFdbAlignment);
+  // Lookups hit random lines: huge pages save a TLB miss each. Only a wish, for memory that is not on them already.
   (void)::madvise(at, size, MADV_HUGEPAGE);
   std::memset(at, 0, size);  // touch it all now, so that no worker takes a page fault later
   buckets_ = static_cast<FdbBucket*>(at);
 }
+
+FdbTable::~FdbTable() { memory_->deallocate(buckets_, table_bytes(), kFdbAlignment); }
 
 FdbTable::Seed FdbTable::random_seed() {
   std::random_device random;
@@ -42,7 +44,7 @@ FdbTable::Seed FdbTable::random_seed() {
   return {word(), word() | 1};
 }
 
-size_t FdbTable::bytes() const { return memory_.size() + used_.size() * sizeof(uint64_t); }
+size_t FdbTable::bytes() const { return table_bytes() + used_.size() * sizeof(uint64_t); }
 
 PortId FdbTable::lookup(uint16_t vlan, Mac mac) const {
   uint64_t word;

@@ -26,10 +26,10 @@
 
 #include <array>
 #include <cstdint>
+#include <memory_resource>
 #include <vector>
 
 #include "base/atomic.h"
-#include "base/mmap.h"
 #include "l2/policy.h"
 #include "net/ethernet.h"
 
@@ -64,8 +64,11 @@ class FdbTable {
     explicit operator bool() const { return slot < kFdbSlots; }
   };
 
-  // `buckets`: a power of two, at least kFdbMinBuckets. Throws std::bad_alloc.
-  FdbTable(uint32_t buckets, Seed seed);
+  // `buckets`: a power of two, at least kFdbMinBuckets, taken from `memory`. Throws std::bad_alloc.
+  FdbTable(uint32_t buckets, Seed seed, std::pmr::memory_resource* memory = std::pmr::get_default_resource());
+  ~FdbTable();
+  FdbTable(const FdbTable&) = delete;
+  FdbTable& operator=(const FdbTable&) = delete;
   static Seed random_seed();
 
   // ---- any thread ----
@@ -120,12 +123,13 @@ class FdbTable {
   }
   // As find(), with the word that matched.
   Place locate(uint16_t vlan, Mac mac, uint64_t& word) const;
+  [[nodiscard]] size_t table_bytes() const { return (size_t{mask_} + 1) * sizeof(FdbBucket); }
   [[nodiscard]] uint64_t word(Place place) const { return load_relaxed(buckets_[place.bucket].words[place.slot]); }
   [[nodiscard]] Place empty_in(uint32_t bucket) const;
   void move(Place from, Place to);
   void write_code(Place place, uint8_t code);
 
-  Mapping memory_;
+  std::pmr::memory_resource* memory_;
   FdbBucket* buckets_;
   uint32_t mask_;
   Seed seed_;
