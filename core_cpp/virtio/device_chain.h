@@ -123,7 +123,7 @@ inline bool load_guest_descriptor(GuestCursor& cursor, uint64_t addr, RawDescrip
 // Follow an indirect table (virtio 1.3 2.7.5.3, 2.8.7). A split table is linked by `next`, a packed one is an array.
 template <bool kPacked, class Piece>
 Walk walk_table(Gather<Piece>& gather, uint64_t table, uint32_t bytes) {
-  const uint32_t entries = bytes / sizeof(VringDesc);
+  const auto entries = static_cast<uint32_t>(bytes / sizeof(VringDesc));
   if (bytes % sizeof(VringDesc) != 0 || entries == 0 || entries > kMaxChain) return Walk::kBad;
   if (table + bytes < table) return Walk::kBad;
   uint32_t at = 0;
