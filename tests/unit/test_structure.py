@@ -220,3 +220,12 @@ def test_nothing_is_marked_unfinished() -> None:
         if marks.search(line)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    wrong = []
+    for path in tracked("*.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+            if "://" not in link and not (path.parent / link).exists():
+                wrong.append(f"{relative(path)}: {link}")
+    assert not wrong, "\n".join(wrong)
