@@ -138,9 +138,12 @@ def test_conservation_can_be_proved_from_the_metrics(stats: PortStats) -> None:
 
 def test_both_formats_parse(datapath: MemoryDatapath) -> None:
     registry = make_registry(datapath, lambda: facts(datapath))
-    names = {family.name for family in text_string_to_metric_families(generate_latest(registry).decode())}
+    text = generate_latest(registry).decode()
+    names = {family.name for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
     assert "switch_port_receive_frames" in names or "switch_port_receive_frames_total" in names
-    assert list(parse_openmetrics(generate_openmetrics(registry).decode()))
+    openmetrics = generate_openmetrics(registry).decode()
+    assert openmetrics.endswith("# EOF\n")
+    assert list(parse_openmetrics(openmetrics))
 
 
 def test_promtool_finds_nothing_to_complain_about(datapath: MemoryDatapath) -> None:

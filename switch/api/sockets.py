@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: taken over from a daemon that died, never from one that lives; its mode and group are the access
+control."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from switch.errors import SwitchError
+
+DEFAULT_DIRECTORY = Path("/run/switch")
+
+
+class ControlSocket:
+    """A listening socket and the path that leads to it."""
+
+    def __init__(self, listener: socket.socket, path: Path) -> None:
+        self.listener = listener
+        self._path = path
+        self._inode = path.lstat().st_ino
+
+    def release(self) -> None:
+        """Close, and remove the path if it is still ours."""
+        with contextlib.suppress(OSError):
+            if self._path.lstat().st_ino == self._inode:
+                self._path.unlink()
+        self.listener.close()
+
+
+def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> ControlSocket:
+    """Listen on `path`. SwitchError says why not and what to do."""
+    what = f"cannot listen on control socket {path}"
+    if not path.parent.is_dir():
+        if path.parent != DEFAULT_DIRECTORY:
+            raise SwitchError(f"{what}: directory {path.parent} does not exist; create it, or change control.socket")
+        try:
+            path.parent.mkdir(mode=0o755)
+        except OSError as error:
+            raise SwitchError(
+                f"{what}: directory {path.parent} does not exist and cannot be created ({error.strerror}); "
+                "create it for this user, or set control.socket to a path in a directory you may write"
+            ) from error
+    _remove_stale(path, what)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    bound = False
+    # Nobody may connect before mode and group are right. The daemon has no other thread yet, so umask is ours alone.
+    umask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        bound = True
+        if gid is not None:
+            os.chown(path, -1, gid)
+        path.chmod(mode)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if bound:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        hint = {
+            errno.EACCES: f"this user may not write to {path.parent}; run as another user or change control.socket",
+            errno.EPERM: f"this user is not a member of group {gid}; add it, or change control.group",
+            errno.EROFS: f"{path.parent} is on a read-only file system; change control.socket",
+            errno.EADDRINUSE: "another daemon took it this moment",
+        }.get(error.errno or 0, "see control in the configuration")
+        raise SwitchError(f"{what}: {error.strerror or error}; {hint}") from error
+    finally:
+        os.umask(umask)
+    return ControlSocket(listener, path)
+
+
+def _remove_stale(path: Path, what: str) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SwitchError(f"{what}: {error.strerror}; run as another user or change control.socket") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise SwitchError(f"{what}: a file that is no socket is there; remove it or change control.socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            pass  # nobody listens: left by a daemon that was killed
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SwitchError(
+                f"{what}: it exists and cannot be probed ({error.strerror or error}); "
+                "stop the daemon that owns it, or change control.socket"
+            ) from error
+        else:
+            raise SwitchError(
+                f"{what}: a running switchd owns it; stop that one first, or give this one another control.socket"
+            )
+    try:
+        path.unlink()
+    except OSError as error:
+        raise SwitchError(f"{what}: a stale socket is there and cannot be removed ({error.strerror})") from error

@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be asked of a running switch: the daemon's commands, whoever gives them (API, signals, timers).
+
+Theory of operation. Everything here runs on the one event loop. Changes take a lock, so that they never overlap, and
+run their datapath calls in a thread, so that the loop goes on. Each change is a plan from the running State to a wanted
+one.
+
+A configuration file names ports; people and tools add others beside it. Applying a file makes every port it names be as
+the file says, removes the ports that an earlier file named and this one does not, and leaves alone what was added at
+run time, unless `exact` is asked for. What differs from the daemon's own file is kept in the state file for the next
+start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from switch.config import Config, Machine, config_hash, dump_config, parse_config, port_from_request, port_from_spec
+from switch.config.models import port_spec, untagged_vlan
+from switch.datapath import Datapath, DatapathOptions, Event, PortSpec
+from switch.errors import PortError, SwitchError
+from switch.events import EventLog
+from switch.learning import Damping, Flow, Learning
+from switch.merge import as_config, check_shared, merge, section_changes, with_flows
+from switch.metrics import ControlFacts
+from switch.plan import (
+    AddPort,
+    Change,
+    DelPort,
+    ReplacePort,
+    SetPort,
+    State,
+    StaticFlow,
+    Step,
+    options_changes,
+    plan,
+    policy_only,
+)
+from switch.rates import Rates
+from switch.reconcile import Reconciler
+from switch.state import SavedState, StateFile, difference, overlay_bridges, overlay_ports
+
+log = logging.getLogger("switch.control")
+
+
+class Missing(SwitchError):
+    """What was named does not exist."""
+
+
+class Exists(SwitchError):
+    """What was to be added exists already, and differs."""
+
+
+@dataclass(slots=True)
+class Before:
+    """What rollback returns to."""
+
+    state: State
+    config: Config
+    origin: dict[str, str]
+    deadline: float = 0.0  # wall clock; 0: no automatic rollback
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The answer to `plan`: steps, what needs a restart, and what is kept although the file does not name it."""
+
+    steps: list[Step]
+    restart: list[Change]
+    kept: list[str]
+
+
+class Control:
+    """See the head of this file."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        config: Config,
+        path: Path,
+        *,
+        machine: Machine | None = None,
+        state_file: StateFile | None = None,
+        options: DatapathOptions | None = None,
+    ) -> None:
+        self.datapath = datapath
+        self.config = config
+        self.path = path
+        self.machine = machine or Machine.here()
+        self.options = options or config.datapath_options(self.machine)
+        self.events = EventLog()
+        self.learning = Learning(datapath, _damping(config), emit=lambda event: self.events.append([event]))
+        self.reconciler = Reconciler(datapath)
+        self.rates = Rates()
+        self.started = time.time()
+        self.starts = 1
+        self.apply_success = True
+        self.apply_time = 0.0
+        self.pending_restart: list[Change] = []
+        self._state_file = state_file
+        self._save_failed = False
+        self._base = config.state(self.machine)  # what the daemon's own file says
+        self._origin: dict[str, str] = {}  # port -> "file" or "runtime"
+        self._started_with = config  # what a restart would be needed to change
+        self._before: Before | None = None
+        self._rollback: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+
+    # ---- life ----
+
+    def start(self, saved: SavedState | None = None) -> None:
+        """Build what the file says, with what was changed at run time before. Raises SwitchError when the file's part
+        fails; of what is restored only what works comes back."""
+        saved = saved or SavedState()
+        self.starts = saved.starts + 1
+        base = {port.name: port for port in self._base.ports}
+        bridges, bridge_notes = overlay_bridges({bridge.name: bridge for bridge in self._base.bridges}, saved.bridges)
+        ports, notes = overlay_ports(base, saved.ports)
+        for note in [*bridge_notes, *notes]:
+            log.warning("%s", note)
+        restored = {name for name, port in ports.items() if base.get(name) != port}
+        wanted = State(tuple(bridges.values()), tuple(ports.values()), self._base.flows)
+        for reason in self.reconciler.start(wanted, frozenset(restored)):
+            log.warning("not restored: %s", reason)
+        for name in sorted(restored & base.keys() - self.reconciler.ports.keys()):
+            log.warning("port %s: trying as the file has it", name)
+            self.reconciler.apply([AddPort(base[name])])
+        self._origin = {name: "file" if name in base else "runtime" for name in self.reconciler.ports}
+        self.learning.restore_flows(saved.flows)
+        ageing = {bridge.name: bridge.ageing for bridge in self.reconciler.running.bridges}
+        away = max(0.0, time.time() - saved.saved)
+        if count := self.learning.restore_learned(saved.learned, away, ageing):
+            log.info("restored %d of %d learned flows", count, len(saved.learned))
+        self.apply_time = time.time()
+
+    def tick(self) -> None:
+        """Once a second."""
+        self.learning.tick()
+
+    def sample(self) -> None:
+        """Every few seconds: remember the counters, so that `show` has rates."""
+        self.rates.add(self.datapath.stats())
+
+    def drain(self, most: int = 1024) -> int:
+        """Take waiting events from the datapath; returns how many."""
+        events = self.datapath.drain_events(most)
+        self.events.append(events)
+        self.learning.observe(events)
+        for event in events:
+            if event.kind.startswith("port_"):
+                log.info(
+                    "port %s: %s%s", event.port, event.kind.removeprefix("port_"), event.detail and f": {event.detail}"
+                )
+        return len(events)
+
+    def facts(self) -> ControlFacts:
+        """For metrics. Called from the scrape's thread: reads references only."""
+        return ControlFacts(
+            specs=list(self.reconciler.ports.values()),
+            start_time=self.started,
+            restarts=self.starts - 1,
+            apply_success=self.apply_success,
+            apply_time=self.apply_time,
+            config_hash=config_hash(self.config),
+        )
+
+    # ---- persistence ----
+
+    def snapshot(self) -> SavedState:
+        running = self.reconciler.running
+        base = self._base
+        pinned = [Flow(flow.bridge, flow.vlan, flow.mac, flow.port) for flow in running.flows if flow not in base.flows]
+        learned = [
+            entry for bridge in running.bridges for entry in self.datapath.fdb(bridge.name) if entry.owner == "learned"
+        ]
+        return SavedState(
+            saved=time.time(),
+            starts=self.starts,
+            ports=difference({port.name: port for port in base.ports}, {port.name: port for port in running.ports}),
+            bridges=difference({bridge.name: bridge for bridge in base.bridges}, self.reconciler.bridges),
+            flows=[*self.learning.flows, *pinned],
+            learned=learned,
+        )
+
+    def _write(self, file: StateFile, force: bool) -> None:
+        file.save(self.snapshot(), force=force)
+
+    async def save(self, *, force: bool = False) -> None:
+        """Write the state file if something changed. A disk that refuses is logged once, not raised."""
+        if self._state_file is None:
+            return
+        async with self._lock:
+            try:
+                await asyncio.to_thread(self._write, self._state_file, force)
+                self._save_failed = False
+            except OSError as error:
+                if not self._save_failed:
+                    log.warning("cannot save state to %s: %s; a restart would forget it", self._state_file.path, error)
+                self._save_failed = True
+
+    # ---- ports ----
+
+    def spec(self, name: str) -> PortSpec:
+        spec = self.reconciler.ports.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self.reconciler.ports)[:20]) or "none"
+            raise Missing(f"there is no port {name}; ports are: {known}")
+        return spec
+
+    def origin(self, name: str) -> str:
+        """file, or runtime for a port that was added beside it."""
+        return self._origin.get(name, "runtime")
+
+    async def add_port(self, request: Mapping[str, Any], *, exist_ok: bool = False) -> bool:
+        """Add a port described by the keys of the file. Returns False when it existed just so (`exist_ok`)."""
+        section = port_from_request(request, machine=self.machine)
+        async with self._lock:
+            spec = port_spec(section, self._bridge_of(section.bridge), self.machine)
+            old = self.reconciler.ports.get(spec.name)
+            if old is not None:
+                if exist_ok and old == spec:
+                    return False
+                differs = ", ".join(map(str, ReplacePort(old, spec).changes)) or "nothing differs; use exist_ok"
+                raise Exists(f"port {spec.name} exists already ({differs}); change it with set-port")
+            self._check_free(spec)
+            running = self.reconciler.running
+            flows = [StaticFlow(spec.bridge, untagged_vlan(section.vlan), mac, spec.name) for mac in section.macs]
+            wanted = replace(running, ports=(*running.ports, spec), flows=with_flows(running.flows, flows))
+            await self._carry_out(plan(running, wanted))
+            self._origin[spec.name] = "runtime"
+        return True
+
+    async def set_port(self, name: str, request: Mapping[str, Any]) -> list[Step]:
+        """Change the given keys of a port; null puts one back to its default. Returns what was done."""
+        if "name" in request and request["name"] != name:
+            raise PortError(name, "a port cannot be renamed; delete it and add another")
+        async with self._lock:
+            old = self.spec(name)
+            section = port_from_request(request, port_from_spec(old), self.machine)
+            spec = port_spec(section, self._bridge_of(section.bridge), self.machine)
+            if not policy_only(old, spec):
+                self._check_free(spec)
+            running = self.reconciler.running
+            flows = running.flows
+            if "macs" in request:
+                flows = with_flows(
+                    [flow for flow in flows if flow.port != name],
+                    [StaticFlow(spec.bridge, untagged_vlan(section.vlan), mac, name) for mac in section.macs],
+                )
+            ports = tuple(spec if port.name == name else port for port in running.ports)
+            steps = plan(running, replace(running, ports=ports, flows=flows))
+            await self._carry_out(steps)
+            return steps
+
+    async def del_port(self, name: str, *, missing_ok: bool = False) -> bool:
+        async with self._lock:
+            if missing_ok and name not in self.reconciler.ports:
+                return False
+            self.spec(name)
+            await self._carry_out([DelPort(name)])
+            self._origin.pop(name, None)
+        return True
+
+    def _bridge_of(self, name: str | None) -> str:
+        bridges = list(self.reconciler.bridges)
+        if name is None and len(bridges) == 1:
+            return bridges[0]
+        if name is None:
+            raise PortError("", f"give a bridge: there are {', '.join(bridges)}")
+        if name not in bridges:
+            raise Missing(f"there is no bridge {name}; bridges are: {', '.join(bridges)}")
+        return name
+
+    def _check_free(self, spec: PortSpec) -> None:
+        """Refuse what two ports, or a port and the control socket, cannot share."""
+        if spec.socket and spec.socket == self._started_with.control.socket:
+            raise PortError(spec.name, f"{spec.socket} is the control socket; choose another path")
+        check_shared([port for port in self.reconciler.ports.values() if port.name != spec.name], [spec])
+
+    async def _carry_out(self, steps: Sequence[Step]) -> None:
+        """Apply steps in a thread, and let learning know which ports came and went."""
+        try:
+            await asyncio.to_thread(self.reconciler.apply, steps)
+        finally:
+            self._settle(steps)
+
+    def _settle(self, steps: Sequence[Step]) -> None:
+        running = self.reconciler.ports
+        for step in steps:
+            if isinstance(step, AddPort | ReplacePort | DelPort):
+                if step.subject in running:
+                    self.learning.port_added(step.subject)
+                else:
+                    self.learning.port_deleted(step.subject)
+        for bridge in {key[0] for key in self.learning.held} | {flow.bridge for flow in self.learning.flows}:
+            if bridge not in self.reconciler.bridges:
+                self.learning.bridge_deleted(bridge)
+        for step in steps:
+            if isinstance(step, AddPort | ReplacePort | SetPort | DelPort):
+                self.events.append([Event(time.time(), "config_changed", port=step.subject, detail=step.describe())])
+
+    # ---- flows ----
+
+    def add_flow(self, flow: Flow) -> None:
+        self._known_bridge(flow.bridge)
+        if flow.port:
+            spec = self.spec(flow.port)
+            if spec.bridge != flow.bridge:
+                raise Missing(f"port {flow.port} is in bridge {spec.bridge}, not in {flow.bridge}")
+        self.learning.add(flow)
+
+    def delete_flow(self, bridge: str, vlan: int, mac: int) -> bool:
+        self._known_bridge(bridge)
+        self.reconciler.forget_flow((bridge, vlan, mac))
+        return self.learning.delete(bridge, vlan, mac)
+
+    def flush(self, bridge: str | None, port: str | None, vlan: int | None, owner: str | None) -> int:
+        if port is not None:
+            bridge = self.spec(port).bridge if bridge is None else bridge
+        bridges = [self._known_bridge(bridge)] if bridge else list(self.reconciler.bridges)
+        count = sum(self.learning.flush(name, port, vlan, owner) for name in bridges)
+        if owner == "static":
+            for flow in self.reconciler.running.flows:
+                if flow.bridge in bridges and port in (None, flow.port) and vlan in (None, flow.vlan):
+                    self.reconciler.forget_flow((flow.bridge, flow.vlan, flow.mac))
+        return count
+
+    def only_bridge(self, bridge: str | None) -> str:
+        """`bridge`, or the only one there is."""
+        return self._known_bridge(bridge) if bridge else self._bridge_of(None)
+
+    def _known_bridge(self, bridge: str) -> str:
+        return self._bridge_of(bridge)
+
+    # ---- configuration ----
+
+    def parse(self, text: str, path: str) -> Config:
+        """A file sent by a client: relative paths start at its directory."""
+        name = Path(path)
+        return parse_config(text, path, name.parent if name.is_absolute() else None, self.machine)
+
+    def plan(self, config: Config, *, exact: bool = False) -> Planned:
+        """What `apply` would do. ConfigError when the file cannot stand beside what was added at run time."""
+        runtime = frozenset() if exact else {name for name, origin in self._origin.items() if origin == "runtime"}
+        wanted, kept = merge(self.reconciler.running, config.state(self.machine), runtime)
+        restart = [
+            *options_changes(self.options, config.datapath_options(self.machine)),
+            *section_changes(self._started_with, config),
+        ]
+        return Planned(plan(self.reconciler.running, wanted), restart, kept)
+
+    async def apply(
+        self, config: Config, *, path: Path | None = None, exact: bool = False, confirm: float = 0.0
+    ) -> Planned:
+        """Make the running switch be as the file says. All or nothing; sets the metrics either way. With `confirm`
+        seconds it is undone by itself unless confirmed in time."""
+        async with self._lock:
+            try:
+                planned = self.plan(config, exact=exact)
+                before = Before(self.reconciler.running, self.config, dict(self._origin))
+                await self._carry_out(planned.steps)
+            except SwitchError:
+                self.apply_success = False
+                raise
+            self._applied(config, planned)
+            self._cancel_rollback()
+            self._before = before
+            if path is not None and _same_file(path, self.path):
+                self._base = config.state(self.machine)
+            if confirm:
+                before.deadline = time.time() + confirm
+                self._rollback = asyncio.create_task(self._expire(confirm))
+        await self.save()
+        return planned
+
+    def _applied(self, config: Config, planned: Planned) -> None:
+        named = {port.name for port in config.ports}
+        self._origin = {
+            name: "file" if name in named else self._origin.get(name, "runtime") for name in self.reconciler.ports
+        }
+        self.config = config
+        self.pending_restart = planned.restart
+        self.learning.set_damping(_damping(config))
+        self.apply_success = True
+        self.apply_time = time.time()
+
+    async def reload(self, config: Config) -> Planned:
+        """SIGHUP: the daemon's own file was read again."""
+        return await self.apply(config, path=self.path)
+
+    def refused(self) -> None:
+        """A configuration could not even be read."""
+        self.apply_success = False
+
+    @property
+    def confirm_deadline(self) -> float | None:
+        """Until when an applied configuration waits to be confirmed; None: nothing waits."""
+        return self._before.deadline if self._before and self._before.deadline else None
+
+    def confirm(self) -> None:
+        if self.confirm_deadline is None:
+            raise Missing("nothing waits to be confirmed: no `apply --confirm` is pending")
+        self._cancel_rollback()
+        if self._before:
+            self._before.deadline = 0.0
+
+    async def rollback(self) -> list[Step]:
+        """Go back to what ran before the last apply."""
+        async with self._lock:
+            if self._before is None:
+                raise Missing("there is nothing to go back to: no configuration was applied since the start")
+            before, self._before = self._before, None
+            self._cancel_rollback()
+            steps = plan(self.reconciler.running, before.state)
+            await self._carry_out(steps)
+            self.config, self._origin = before.config, before.origin
+            self.pending_restart = []
+            self.learning.set_damping(_damping(before.config))
+            self.apply_time = time.time()
+        await self.save()
+        return steps
+
+    async def _expire(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._rollback = None  # so that rollback does not cancel this very task
+        log.warning("the applied configuration was not confirmed in time: going back to the one before")
+        try:
+            await self.rollback()
+        except SwitchError as error:
+            log.error("cannot go back: %s", error)
+            self.apply_success = False
+
+    def _cancel_rollback(self) -> None:
+        if self._rollback:
+            self._rollback.cancel()
+            self._rollback = None
+
+    def running_yaml(self) -> str:
+        """What runs, as a file: what was changed at run time included."""
+        pinned = [
+            StaticFlow(flow.bridge, flow.vlan, flow.mac, flow.port)
+            for flow in self.learning.flows
+            if flow.owner == "static"
+        ]
+        return dump_config(as_config(self.config, self.reconciler.running, pinned))
+
+
+def _damping(config: Config) -> dict[str, Damping]:
+    return {
+        bridge.name: Damping(bridge.move_damping.moves, bridge.move_damping.window, bridge.move_damping.hold)
+        for bridge in config.all_bridges()
+    }
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""switchd as a process: what stops it from starting, signals, systemd, the control socket. The datapath is a double."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from switch.api.sockets import claim_socket
+from switch.config import parse_config
+from switch.daemon import Daemon, leave_worker_cpus, main
+from switch.datapath import DatapathOptions
+from switch.errors import SwitchError
+from switch.notify import Notifier
+from tests.support.daemon import MACHINE, config_text
+from tests.support.memory_datapath import MemoryDatapath
+
+
+class Run:
+    """A Daemon on this loop, with its file in `folder`."""
+
+    def __init__(self, folder: Path, text: str = "", fresh: bool = False) -> None:
+        self.folder = folder
+        self.path = folder / "switch.yaml"
+        self.path.write_text(text or config_text(folder))
+        self.datapath = MemoryDatapath()
+        config = parse_config(self.path.read_text(), str(self.path), folder, MACHINE)
+        self.daemon = Daemon(config, self.path, MACHINE, fresh=fresh, opener=lambda options: self.datapath)
+
+
+async def until(condition: Callable[[], bool], task: asyncio.Task[int]) -> None:
+    deadline = asyncio.get_running_loop().time() + 20
+    while not condition():
+        assert not task.done(), task.exception() or task.result()
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
+
+
+def live(run: Run, scenario: Callable[[asyncio.Task[int]], Awaitable[None]]) -> int:
+    """Start, wait until it serves, play the scenario, stop with SIGTERM."""
+
+    async def play() -> int:
+        cpus = os.sched_getaffinity(0)
+        task = asyncio.create_task(run.daemon.run())
+
+        def serves() -> bool:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(str(run.folder / "control.sock"))
+                return run.datapath.started and len(run.datapath.specs) > 0
+            return False
+
+        try:
+            await until(serves, task)
+            await scenario(task)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            result = await asyncio.wait_for(task, 30)
+            os.sched_setaffinity(0, cpus)
+        return result
+
+    return asyncio.run(play())
+
+
+async def nothing(_: asyncio.Task[int]) -> None:
+    return None
+
+
+def test_it_serves_and_stops_cleanly_with_its_state_saved(folder: Path) -> None:
+    run = Run(folder)
+    assert live(run, nothing) == 0
+    assert not run.datapath.started
+    assert not (folder / "control.sock").exists()
+    assert (folder / "control.sock.state.json").exists()
+
+
+def test_sighup_applies_the_file_and_a_bad_one_changes_nothing(folder: Path) -> None:
+    run = Run(folder)
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        run.path.write_text(config_text(folder).replace("access: 10", "access: 11"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: run.datapath.specs["vm1"].vlan.access == 11, task)
+        run.path.write_text("version: 1\nports: {}\nprots: 1\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        reply = b""
+        while b"switch_config_last_apply_success 0" not in reply:
+            reader, writer = await asyncio.open_unix_connection(str(folder / "control.sock"))
+            writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+            reply = await reader.read()
+            writer.close()
+        assert set(run.datapath.specs) == {"vm1", "vm2"}
+
+    assert live(run, scenario) == 0
+
+
+def test_a_second_daemon_is_refused_and_the_first_goes_on(folder: Path) -> None:
+    run = Run(folder)
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        with pytest.raises(SwitchError, match="a running switchd owns it"):
+            claim_socket(folder / "control.sock", 0o660, None)
+
+    assert live(run, scenario) == 0
+
+
+def test_ports_that_fail_stop_the_start_and_leave_nothing(folder: Path) -> None:
+    run = Run(folder)
+    run.datapath.refuse = {"vm1": "its path is in use", "vm2": "permission denied"}
+    with pytest.raises(SwitchError, match=r"(?s)its path is in use.*permission denied"):
+        asyncio.run(run.daemon.run())
+    assert not run.datapath.started
+    assert not (folder / "control.sock").exists()
+
+
+def test_fresh_forgets(folder: Path) -> None:
+    (folder / "control.sock.state.json").write_text("{damaged")
+    assert live(Run(folder, fresh=True), nothing) == 0
+    assert not (folder / "control.sock.state.json.corrupt").exists()
+
+
+def test_systemd_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(folder / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "20000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        heard: list[str] = []
+
+        def hear() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.append(manager.recv(4096).decode())
+            return any("WATCHDOG=1" in line for line in heard)
+
+        async def scenario(task: asyncio.Task[int]) -> None:
+            await until(hear, task)
+
+        assert live(Run(folder), scenario) == 0
+        hear()
+    assert heard[0].startswith("READY=1\nSTATUS=2 ports")
+    assert any(line == "STOPPING=1" for line in heard)
+
+
+def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    Notifier().send("READY=1")
+    assert Notifier.watchdog_interval() is None
+
+
+# ---- the control socket ----
+
+
+def test_the_control_socket_has_its_mode_and_group(folder: Path) -> None:
+    claimed = claim_socket(folder / "c.sock", 0o640, os.getgid())
+    found = (folder / "c.sock").stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o640
+    assert found.st_gid == os.getgid()
+    claimed.release()
+    assert not (folder / "c.sock").exists()
+
+
+def test_a_stale_control_socket_is_replaced(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "c.sock"))
+    claim_socket(folder / "c.sock", 0o660, None).release()
+
+
+def test_a_file_in_the_way_is_never_removed(folder: Path) -> None:
+    (folder / "c.sock").write_text("precious")
+    with pytest.raises(SwitchError, match="no socket"):
+        claim_socket(folder / "c.sock", 0o660, None)
+    assert (folder / "c.sock").read_text() == "precious"
+
+
+def test_a_missing_directory_is_named(folder: Path) -> None:
+    with pytest.raises(SwitchError, match="none does not exist; create it"):
+        claim_socket(folder / "none" / "c.sock", 0o660, None)
+
+
+def test_a_path_that_somebody_else_took_over_is_left_alone(folder: Path) -> None:
+    claimed = claim_socket(folder / "c.sock", 0o660, None)
+    (folder / "c.sock").unlink()
+    (folder / "c.sock").write_text("another's")
+    claimed.release()
+    assert (folder / "c.sock").exists()
+
+
+# ---- the command ----
+
+
+def test_check_says_ok_and_starts_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "ok.yaml"
+    path.write_text(config_text(folder).replace("cpu: 2", f"cpu: {min(os.sched_getaffinity(0))}"))
+    assert main(["--config", str(path), "--check"]) == 0
+    assert "ok, 2 ports, 1 bridge" in capsys.readouterr().out
+    assert not (folder / "control.sock").exists()
+
+
+def test_all_faults_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "bad.yaml"
+    path.write_text("version: 1\nprots: []\nswitch: {pollling: busy}\n")
+    assert main(["--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{path}:2:1" in said
+    assert f"{path}:3:" in said
+    assert "2 faults" in said
+
+
+def test_a_file_that_is_not_there_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(folder / "none.yaml")]) == 1
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_group_that_does_not_exist_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "group.yaml"
+    path.write_text(f"version: 1\ncontrol: {{socket: {folder}/c.sock, group: nobodyknows}}\n")
+    assert main(["--config", str(path)]) == 1
+    assert "nobodyknows" in capsys.readouterr().err
+
+
+def test_the_control_plane_leaves_the_workers_their_cpus() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        if len(allowed) > 1:
+            worker = max(allowed)
+            rest = leave_worker_cpus(DatapathOptions((worker,)), frozenset(allowed))
+            assert worker not in rest
+            assert os.sched_getaffinity(0) == rest
+        everything = frozenset(allowed)
+        assert leave_worker_cpus(DatapathOptions(tuple(allowed)), everything) == everything
+        assert leave_worker_cpus(DatapathOptions((min(allowed),), pin=False), everything) == everything
+    finally:
+        os.sched_setaffinity(0, allowed)
