@@ -19,7 +19,7 @@ constexpr uint32_t kEpochsPerAgeing = 60;
 
 // How far one eviction looks: enough candidates for a good guess at the oldest one, few enough to bound the work.
 constexpr uint32_t kEvictionCandidates = 64;
-constexpr uint32_t kEvictionBuckets = 256;
+constexpr uint32_t kEvictionBuckets = 64;
 
 // About 75 % load at the limit: two choices of seven slots fill that far without displacing much.
 uint32_t buckets_for(uint32_t mac_limit) {
@@ -149,13 +149,13 @@ bool Fdb::Impl::evict_fairly(PortId port, uint8_t epoch) {
   for (uint32_t turn = 0; turn < 2; ++turn) {
     const uint32_t end = turn == 0 ? table.buckets() : hand;
     for (uint32_t bucket = table.next_used(turn == 0 ? hand : 0); bucket < end; bucket = table.next_used(bucket + 1)) {
+      const FdbBucket seen = table.bucket(bucket);
       for (uint32_t slot = 0; slot < kFdbSlots; ++slot) {
-        const Place place{bucket, slot};
-        if (!fdb_ages(table.code_at(place)) || table.port_at(place) != victim) continue;
+        if (seen.port(slot) != victim || !fdb_ages(seen.code(slot))) continue;
         ++candidates;
-        const uint32_t age = age_at(place, epoch);
+        const uint32_t age = fdb_epochs_between(seen.code(slot), epoch);
         if (!oldest || age > oldest_age) {
-          oldest = place;
+          oldest = {bucket, slot};
           oldest_age = age;
         }
       }

@@ -171,8 +171,6 @@ uint16_t FdbTable::vlan_at(Place place) const {
   return static_cast<uint16_t>((home(0, entry >> 16, choice) ^ place.bucket) & kVlanIdMask);
 }
 
-uint8_t FdbTable::code_at(Place place) const { return code_of(load_relaxed(buckets_[place.bucket].ages), place.slot); }
-
 uint32_t FdbTable::next_used(uint32_t from) const {
   if (from >= buckets()) return buckets();
   uint32_t index = from / 64;

@@ -41,6 +41,9 @@ inline constexpr uint32_t kFdbMinBuckets = 4096;  // as many as VLANs: see above
 struct alignas(64) FdbBucket {
   std::array<uint64_t, kFdbSlots> words;  // written under the Fdb's lock, read by everybody
   uint64_t ages;                          // written under the lock and by refreshing workers, always by CAS
+
+  [[nodiscard]] PortId port(uint32_t slot) const { return static_cast<PortId>((words[slot] & 0x7fff) - 1); }
+  [[nodiscard]] uint8_t code(uint32_t slot) const { return static_cast<uint8_t>(ages >> (8 * slot)); }
 };
 static_assert(sizeof(FdbBucket) == 64);
 
@@ -93,7 +96,16 @@ class FdbTable {
   [[nodiscard]] Mac mac_at(Place place) const { return word(place) >> 16; }
   [[nodiscard]] PortId port_at(Place place) const { return static_cast<PortId>((word(place) & kPortMask) - 1); }
   [[nodiscard]] uint16_t vlan_at(Place place) const;
-  [[nodiscard]] uint8_t code_at(Place place) const;
+  [[nodiscard]] uint8_t code_at(Place place) const {
+    return static_cast<uint8_t>(load_relaxed(buckets_[place.bucket].ages) >> (8 * place.slot));
+  }
+  // A copy of one bucket, for scans that look at all its slots.
+  [[nodiscard]] FdbBucket bucket(uint32_t number) const {
+    FdbBucket copy;
+    for (uint32_t slot = 0; slot < kFdbSlots; ++slot) copy.words[slot] = load_relaxed(buckets_[number].words[slot]);
+    copy.ages = load_relaxed(buckets_[number].ages);
+    return copy;
+  }
 
   // Both buckets of (vlan, mac): who must make room when make_room() found none.
   [[nodiscard]] std::array<uint32_t, 2> homes(uint16_t vlan, Mac mac) const {
