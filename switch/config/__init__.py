@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from switch.config.dump import config_hash, dump_config
     from switch.config.machine import ANY_MACHINE, Machine
-    from switch.config.models import Config, PortModel
+    from switch.config.models import Config
     from switch.config.parse import load_config, parse_config, port_from_request, port_from_spec
+    from switch.config.ports import PortModel, PortSection
 
 __all__ = [
     "ANY_MACHINE",
     "Config",
     "Machine",
     "PortModel",
+    "PortSection",
     "config_hash",
     "dump_config",
     "load_config",
@@ -32,7 +34,8 @@ _HOME = {
     "ANY_MACHINE": "machine",
     "Config": "models",
     "Machine": "machine",
-    "PortModel": "models",
+    "PortModel": "ports",
+    "PortSection": "ports",
     "config_hash": "dump",
     "dump_config": "dump",
     "load_config": "parse",

@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     PlainSerializer,
     ValidationError,
@@ -38,6 +39,7 @@ MAX_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path less the closing zero
 MAX_NAME = 63
 MAX_DEVICE = 15  # IFNAMSIZ less the closing zero
 MAX_CPU = 8191
+MAX_MACS = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _BOOLEAN_WORDS = frozenset(("yes", "no", "on", "off", "y", "n", "true", "false"))
@@ -396,10 +398,15 @@ Listen = Annotated[
         lambda to: "off" if to is None else f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}",
         when_used="json",
     ),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^off$|:[0-9]{1,5}$"}, {"type": "null"}]}),
 ]
 
 
 def or_nothing(value: Any) -> Any:
     """An empty `ports:` is an empty list: what is left when every item is commented out."""
     return () if value is None else value
+
+
+def several(limit: int) -> Any:
+    """The default of a list of up to `limit` items: none."""
+    return Field(default=(), strict=False, max_length=limit)

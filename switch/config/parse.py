@@ -16,7 +16,8 @@ from switch.config import values
 from switch.config.fields import Context
 from switch.config.loader import Document, Path_, decode, path_text, read_file, read_yaml
 from switch.config.machine import Machine
-from switch.config.models import KIND_HABITS, PLANNED_KINDS, PORT_KINDS, Config, PortModel, PortSection
+from switch.config.models import Config
+from switch.config.ports import KIND_HABITS, PLANNED_KINDS, PORT_KINDS, PortModel, PortSection
 from switch.datapath import PortSpec
 from switch.errors import ConfigError, Fault
 

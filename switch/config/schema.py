@@ -17,15 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from switch.config import models
-from switch.config.models import PORT_KINDS, Config
+from switch.config import models, ports
+from switch.config.models import Config
+from switch.config.ports import PORT_KINDS
 
 _MARKERS = re.compile(r"(<!-- keys of (?P<what>[\w.\[\]]+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 
 
 def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema(mode="validation")
-    for section in (*(getattr(models, name) for name in schema["$defs"]), Config):
+    known = vars(models) | vars(ports)
+    for section in (*(known[name] for name in schema["$defs"]), Config):
         described = schema if section is Config else schema["$defs"][section.__name__]
         written = section.model_construct().model_dump(mode="json", warnings=False)
         for key, property_ in described["properties"].items():

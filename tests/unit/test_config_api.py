@@ -90,7 +90,7 @@ def test_a_change_is_checked_like_a_new_port() -> None:
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,10}", fullmatch=True)
 macs = st.integers(1, 2**40 - 1).map(values.format_mac)  # the first byte is 0, so none is a group address
 vlans = st.integers(1, 4094)
-vlan_sections = st.one_of(
+vlan_sections: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"access": vlans}),
     st.fixed_dictionaries(
         {"trunk": st.one_of(st.just("all"), st.lists(vlans, min_size=1, max_size=9))}, optional={"native": vlans}
@@ -207,7 +207,7 @@ def test_the_hash_sees_meaning_not_spelling() -> None:
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config("version: 1\n")
     with pytest.raises(ValueError, match="frozen"):
-        config.switch.name = "x"
+        config.switch.name = "x"  # type: ignore[misc]
 
 
 # ---- weight ----

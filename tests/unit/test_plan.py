@@ -224,7 +224,7 @@ def test_every_field_of_a_port_is_policy_or_identity() -> None:
     tested = {
         argument[0]
         for test in (test_policy_changes_while_frames_flow, test_identity_changes_replace_the_port)
-        for argument in test.pytestmark[0].args[1]  # type: ignore[attr-defined]
+        for argument in test.pytestmark[0].args[1]
     }
     assert tested | {"name"} == {field.name for field in dataclasses.fields(PortSpec)}
     assert set(POLICY_FIELDS) < tested
