@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of the configuration file: names, types, defaults, limits, and the rules between them (ports: see ports.py).
+"""Every key of the configuration file but those of `ports[]`: names, types, defaults, limits, rules between them.
 
 The descriptions here are the ones in schema.json and in docs/configuration.md. A Config is immutable, and means the
 same on every machine except where it leaves a choice to the machine (no `switch.workers`).
@@ -199,6 +199,12 @@ class BridgeSection(Section):
     static: Annotated[tuple[StaticSection, ...], Field(description="entries that stay")] = several(65536)
     move_damping: DampingSection = Field(DampingSection(), description="freezing of addresses that flap")
 
+    @classmethod
+    def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
+        static, limit = raw.get("static"), raw.get("mac_limit", 65536)
+        if isinstance(static, list) and isinstance(limit, int) and 0 < limit < len(static):
+            yield ("mac_limit",), f"is {limit}, less than the {len(static)} addresses under static: raise it"
+
 
 # ---- the whole ----
 
@@ -249,7 +255,8 @@ class Config(Section):
             polling=self.switch.polling,
             hugepages=self.switch.memory.hugepages,
             memory_bytes=self.switch.memory.size,
-            pin=given is not None or machine.cpus is None or len(machine.cpus) > 1,
+            # With one CPU there is nothing to gain; a port that names it needs the worker to be there all the same.
+            pin=bool(given or machine.cpus is None or len(machine.cpus) > 1 or any(p.rx_affinity for p in self.ports)),
         )
 
     def bridge_specs(self) -> list[BridgeSpec]:

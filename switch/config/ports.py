@@ -107,7 +107,10 @@ class PortSection(Section):
     mtu: Annotated[
         int,
         number_in(0, 65535, "bytes"),
-        Field(description="bytes of L3 payload at most, announced to the peer; 0: no limit"),
+        Field(
+            description="MTU announced to the peer, in bytes of L3 payload; longer frames to it are dropped and "
+            "counted; 0: no limit"
+        ),
     ] = 0
     rx_affinity: Annotated[
         Affinity, Field(description="receive queue -> CPU of the worker that polls it; others are spread evenly")
@@ -146,8 +149,27 @@ class _SocketPort(PortSection):
     socket: Annotated[
         SocketPath, Field(description="path of the vhost-user socket; relative paths start at this file's directory")
     ]
+    socket_mode: Annotated[
+        FileMode | None, Field(description='permission bits of a socket that we create, in quotes: "0660"')
+    ] = None
+    socket_group: Annotated[Group | None, Field(description="group of a socket that we create")] = None
     queues: Annotated[int, number_in(1, 128), Field(description="queue pairs at most")] = 1
     packed: Annotated[Boolean, Field(description="use packed rings when the peer has them too")] = True
+    offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads when the peer has them")] = (
+        True
+    )
+    mergeable: Annotated[
+        Boolean, Field(description="use receive buffers that join for large frames when the peer has them")
+    ] = True
+    in_order: Annotated[Boolean, Field(description="use buffers in order when the peer does too")] = True
+
+    @classmethod
+    def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
+        yield from super().conflicts(raw, context)
+        if raw.get("socket_owner", cls.model_fields["socket_owner"].default) == "peer":
+            for key in ("socket_mode", "socket_group"):
+                if key in raw:
+                    yield (key,), "has no effect with socket_owner: peer: the peer creates the socket; remove it"
 
 
 class VhostUserPort(_SocketPort):
@@ -159,21 +181,6 @@ class VhostUserPort(_SocketPort):
         description="switch: we create the socket and listen; peer: the guest's side listens, we connect and "
         "reconnect for ever",
     )
-    socket_mode: Annotated[
-        FileMode | None, Field(description='permission bits of a socket that we create, in quotes: "0660"')
-    ] = None
-    socket_group: Annotated[Group | None, Field(description="group of a socket that we create")] = None
-    offloads: Annotated[Boolean, Field(description="offer checksum and segmentation offloads")] = True
-    mergeable: Annotated[Boolean, Field(description="offer receive buffers that join for large frames")] = True
-    in_order: Annotated[Boolean, Field(description="offer in-order use of buffers")] = True
-
-    @classmethod
-    def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
-        yield from super().conflicts(raw, context)
-        if raw.get("socket_owner") == "peer":
-            for key in ("socket_mode", "socket_group"):
-                if key in raw:
-                    yield (key,), "has no effect with socket_owner: peer: the peer creates the socket; remove it"
 
 
 class VirtioUserPort(_SocketPort):
@@ -183,14 +190,13 @@ class VirtioUserPort(_SocketPort):
     socket_owner: Literal["switch", "peer"] = Field(
         "peer", description="peer: the other switch listens, we connect and reconnect for ever; switch: we listen"
     )
-    mac: Annotated[MacAddress | None, Field(description="our own address; absent: none announced")] = None
     ring_size: Annotated[int, number_in(16, 32768), Field(description="entries of each ring, a power of two")] = 256
 
     @classmethod
     def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
         yield from super().conflicts(raw, context)
         entries = raw.get("ring_size")
-        if isinstance(entries, int) and entries >= 16 and entries & (entries - 1):
+        if isinstance(entries, int) and 16 <= entries <= 32768 and entries & (entries - 1):
             yield ("ring_size",), f"must be a power of two, not {entries}: try {1 << entries.bit_length() - 1}"
 
 
@@ -201,10 +207,11 @@ class TapPort(PortSection):
     device: Annotated[
         Device | None, Field(description="name of the interface, created if missing; absent: the kernel picks one")
     ] = None
-    queues: Annotated[int, number_in(1, 128), Field(description="queue pairs")] = 1
+    queues: Annotated[int, number_in(1, 256), Field(description="queue pairs")] = 1
     mac: Annotated[MacAddress | None, Field(description="address of the interface; absent: the kernel picks one")] = (
         None
     )
+    offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the kernel")] = True
 
 
 class AfPacketPort(PortSection):
@@ -212,7 +219,8 @@ class AfPacketPort(PortSection):
 
     type: Literal["afpacket"] = Field(description="kind of port")
     device: Annotated[Device, Field(description="name of the interface")]
-    queues: Annotated[int, number_in(1, 64), Field(description="sockets that share the load")] = 1
+    queues: Annotated[int, number_in(1, 256), Field(description="packet sockets that share the frames")] = 1
+    offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the kernel")] = True
 
 
 PortModel = Annotated[VhostUserPort | VirtioUserPort | TapPort | AfPacketPort, Field(discriminator="type")]

@@ -120,7 +120,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
             port["socket"] = f"/run/dir with space/{index}: x#{draw(names)}.sock"
         if kind == "vhostuser":
             optional |= {"socket_mode": st.sampled_from(["0600", "0007"]), "socket_group": st.sampled_from(["on", 5])}
-        if kind in ("virtiouser", "tap"):
+        optional["offloads"] = st.booleans()
+        if kind == "tap":
             optional["mac"] = macs
         if kind == "afpacket":
             port["device"] = f"e{index}.{draw(st.integers(1, 99))}"

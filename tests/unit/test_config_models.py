@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from switch.config.dump import dump_config
 from switch.config.machine import ANY_MACHINE, Machine
 from switch.config.models import Config
 from switch.config.parse import load_config, parse_config
@@ -91,6 +97,7 @@ ROWS = [
     ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01"}]}]', "bridges[0].static[0].port", "required key 'port'"),
     ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01", port: x}]}]', "bridges[0].static[0].port", "there is no port 'x'"),
     ('version: 1\nbridges: [{name: a, static: [{mac: "02:00:00:00:00:01", port: t, blackhole: true}]}]\nports: [{name: t, type: tap}]', "bridges[0].static[0].port", "a blackhole has no port"),
+    ('version: 1\nbridges: [{name: a, mac_limit: 1, static: [{mac: "02:00:00:00:00:01", blackhole: true}, {mac: "02:00:00:00:00:02", blackhole: true}]}]', "bridges[0].mac_limit", "is 1, less than the 2 addresses"),
     # ports: what all have
     (port("type: tap"), "ports[0].name", "required key is missing"),
     (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket"),
@@ -158,13 +165,15 @@ ROWS = [
     (port(f"{VM}, server: true"), "ports[0].server", "write socket_owner: switch"),
     (port(f"{VU}, ring_size: 300"), "ports[0].ring_size", "must be a power of two, not 300: try 256"),
     (port(f"{VU}, ring_size: 65536"), "ports[0].ring_size", "must be from 16 to 32768"),
-    (port(f'{VU}, mac: "ff:ff:ff:ff:ff:ff"'), "ports[0].mac", "is a multicast address"),
-    (port(f"{VU}, offloads: true"), "ports[0].offloads", "only vhostuser ports have it"),
+    (port(f'{VU}, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),
+    (port(f'{VU}, mac: "02:00:00:00:00:01"'), "ports[0].mac", "only tap ports have it"),
+    (port('name: t, type: tap, mac: "ff:ff:ff:ff:ff:ff"'), "ports[0].mac", "is a multicast address"),
+    (port("name: t, type: tap, queues: 257"), "ports[0].queues", "must be from 1 to 256, not 257"),
     (port("name: u, type: afpacket"), "ports[0].device", "required key is missing"),
     (port("name: u, type: afpacket, device: averylongdevicename"), "ports[0].device", "cannot be a network device"),
     (port("name: u, type: afpacket, device: a/b"), "ports[0].device", "cannot be a network device"),
     (port("name: u, type: afpacket, device: .."), "ports[0].device", "cannot be a network device"),
-    (port("name: u, type: afpacket, device: eth0, queues: 65"), "ports[0].queues", "must be from 1 to 64"),
+    (port("name: u, type: afpacket, device: eth0, queues: 257"), "ports[0].queues", "must be from 1 to 256"),
 ]  # fmt: skip
 
 TWO = "version: 1\nports:\n  - {{{}}}\n  - {{{}}}\n"
@@ -380,8 +389,8 @@ bridges: [{name: lan}]
 ports:
   - {name: vm1, type: vhostuser, socket: /run/vm1.sock, queues: 2, vlan: {trunk: [10, "20-22"], native: 10},
      socket_mode: "0600", packed: false, mtu: 9000, rx_affinity: {1: 6}, enabled: false, mac_limit: 7}
-  - {name: vu, type: virtiouser, socket: /run/vu.sock, mac: "52:54:00:12:34:56", ring_size: 1024}
-  - {name: t, type: tap, isolated: true, flood: false, learning: false}
+  - {name: vu, type: virtiouser, socket: /run/vu.sock, in_order: false, ring_size: 1024}
+  - {name: t, type: tap, isolated: true, flood: false, learning: false, mac: "52:54:00:12:34:56"}
   - {name: up, type: afpacket, device: eth1, vlan: {access: 30}}
 """
     vm1, vu, tap, up = parse(text).port_specs(MACHINE)
@@ -395,8 +404,8 @@ ports:
     assert (vm1.vlan.access, vm1.vlan.trunk, vm1.vlan.native) == (None, (10, 20, 21, 22), 10)
     assert (vm1.queues, vm1.socket_mode, vm1.packed, vm1.mtu, vm1.enabled) == (2, 0o600, False, 9000, False)
     assert (dict(vm1.rx_affinity), vm1.mac_limit) == ({1: 6}, 7)
-    assert (vu.socket_owner, vu.mac, vu.ring_size) == ("peer", 0x525400123456, 1024)
-    assert (tap.device, tap.mac, tap.isolated, tap.flood, tap.learning) == ("", 0, True, False, False)
+    assert (vu.socket_owner, vu.in_order, vu.ring_size) == ("peer", False, 1024)
+    assert (tap.device, tap.mac, tap.isolated, tap.flood, tap.learning) == ("", 0x525400123456, True, False, False)
     assert (tap.vlan.access, tap.vlan.trunk, tap.vlan.native) == (None, None, 0)
     assert (up.device, up.vlan.access) == ("eth1", 30)
 
@@ -418,3 +427,77 @@ ports:
 """
     flows = {(flow.vlan, flow.mac & 0xFF, flow.port) for flow in parse(text).static_flows()}
     assert flows == {(10, 1, "acc"), (5, 1, "trunk"), (20, 1, "trunk"), (7, 2, ""), (10, 3, "acc"), (0, 3, "plain")}
+
+
+WHOLE = """\
+{"version": 1,
+ "switch": {"name": "s", "workers": [{"cpu": 0}, {"cpu": 2}], "memory": {"size": "8M"}},
+ "control": {"socket": "/c", "mode": "0660", "group": "kvm"}, "metrics": {"listen": ":0"},
+ "bridges": [{"name": "a", "ageing": "5m", "static": [{"mac": "02:00:00:00:00:01", "port": "vm", "vlan": 7}]},
+             {"name": "b", "move_damping": {"moves": 3, "window": "5s", "hold": 9}}],
+ "ports": [{"name": "vm", "type": "vhostuser", "bridge": "a", "socket": "/s", "vlan": {"trunk": [7, "8-9"], "native": 5}},
+           {"name": "t", "type": "tap", "bridge": "b", "rx_affinity": {"0": 2}, "macs": ["02:00:00:00:00:02"]},
+           {"name": "up", "type": "afpacket", "bridge": "b", "device": "eth1", "vlan": {"access": 7}}]}"""
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    4095,
+    1 << 40,
+    1.5,
+    "",
+    "a",
+    "x",
+    "1",
+    "all",
+    "off",
+    "/s",
+    "{",
+    "02:00:00:00:00:01",
+    [],
+    {},
+    [[]],
+    [0],
+    ["x"],
+    [{}],
+]
+ODD += [{"cpu": 0}, {"x": 1}, {"0": []}, {"access": 7}, {"trunk": [8]}, "tap", "vhostuser", "afxdp", "peer", "b"]
+
+
+def spoil(tree: Any, chance: random.Random) -> Any:
+    """The tree with one thing in it changed, taken away or added."""
+    if not isinstance(tree, dict | list) or not tree or chance.random() < 0.15:
+        return copy.deepcopy(chance.choice(ODD))
+    tree = copy.copy(tree)
+    place = chance.choice(list(tree)) if isinstance(tree, dict) else chance.randrange(len(tree))
+    act = chance.random()
+    if act < 0.8:
+        tree[place] = spoil(tree[place], chance)
+    elif act < 0.9:
+        del tree[place]
+    elif isinstance(tree, dict):
+        tree[chance.choice(["macs", "queues", "mtu", "blackhole", "socket_owner", "x"])] = chance.choice(ODD)
+    else:
+        tree.append(copy.deepcopy(chance.choice([*ODD, tree[place]])))
+    return tree
+
+
+@given(st.integers(0, 1 << 60), st.integers(0, 5))
+def test_any_tree_is_taken_or_refused_with_places(seed: int, spoilings: int) -> None:
+    chance = random.Random(seed)
+    tree = json.loads(WHOLE)
+    for _ in range(spoilings):
+        tree = spoil(tree, chance)
+    try:
+        config = parse(json.dumps(tree))
+    except ConfigError as error:
+        found = error.faults
+    else:
+        found = []
+        assert parse(dump_config(config)) == config
+    assert spoilings or not found
+    assert all(fault.reason and fault.file == "f" for fault in found)
+    assert all(fault.line == 1 and fault.column > 0 for fault in found) or "is empty" in found[0].reason
