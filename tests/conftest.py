@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine makes an example slow; that says nothing about the code.
+settings.register_profile("switch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("switch")
 
 LOGS = Path(__file__).resolve().parents[1] / "build/test-logs"
 
