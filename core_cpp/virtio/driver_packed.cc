@@ -100,7 +100,7 @@ class PackedDriverRing {
 
  private:
   template <class OnUsed>
-  uint32_t reap_one(uint16_t id, uint32_t len, OnUsed& on_used) {
+  uint32_t reap_one(uint16_t id, uint64_t len, OnUsed& on_used) {
     const uint32_t chain = ids_.complete(id);
     if (chain == 0) {
       ids_.fail("a used descriptor names a buffer that the device does not hold");

@@ -30,7 +30,7 @@
 namespace sw {
 
 // Used length of a chain whose used entry an in-order device skipped: all of it was written (virtio 1.3 2.7.9).
-inline constexpr uint32_t kUsedWhole = UINT32_MAX;
+inline constexpr uint64_t kUsedWhole = UINT64_MAX;
 
 // Where the buffers of a ring lie. The header sits directly in front of the 64-byte aligned payload.
 struct DriverBuffers {
@@ -151,13 +151,13 @@ class DriverRxQueue final : public DriverRx {
   void reap_to(uint32_t wanted) {
     const uint32_t pending = reaped_ - consumed_;
     if (pending >= wanted) return;
-    ring_.template reap<true>(wanted - pending, [this](uint16_t id, uint32_t used, uint32_t) {
+    ring_.template reap<true>(wanted - pending, [this](uint16_t id, uint64_t used, uint32_t) {
       const uint32_t room = buffers_.header_bytes + buffers_.bytes;
       if (used == kUsedWhole) used = room;
       if (used > room) return ring_.ids().fail("a used length exceeds its buffer");
       __builtin_prefetch(buffers_.header(id));
       __builtin_prefetch(buffers_.payload(id));
-      at(reaped_++) = {used, id};
+      at(reaped_++) = {static_cast<uint32_t>(used), id};
     });
   }
 
@@ -295,11 +295,11 @@ class DriverTxQueue final : public DriverTx {
 
   uint32_t send(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) override {
     DriverIds& ids = ring_.ids();
+    if (ids.free_count() < index.size()) reclaim();
     if (ids.failed()) [[unlikely]] {
       drops.drop_tx(DropReason::kDeviceError, index.size());
       return static_cast<uint32_t>(index.size());
     }
-    if (ids.free_count() < index.size()) reclaim();
     uint32_t taken = 0;
     uint64_t frames = 0;
     uint64_t bytes = 0;
@@ -315,7 +315,7 @@ class DriverTxQueue final : public DriverTx {
           continue;
         }
         reclaim();
-        if (ids.free_count() < parts) break;
+        if (ids.failed() || ids.free_count() < parts) break;
       }
       single ? put_single(frame) : put_chain(frame, parts);
       ++taken;
@@ -335,7 +335,7 @@ class DriverTxQueue final : public DriverTx {
   }
   void reclaim() override {
     ring_.template reap<false>(UINT32_MAX,
-                               [this](uint16_t head, uint32_t, uint32_t chain) { ring_.ids().give_back(head, chain); });
+                               [this](uint16_t head, uint64_t, uint32_t chain) { ring_.ids().give_back(head, chain); });
   }
 
   [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }

@@ -106,7 +106,7 @@ class SplitDriverRing {
   }
 
   template <class OnUsed>
-  uint16_t reap_one(uint32_t head, uint32_t len, OnUsed& on_used) {
+  uint16_t reap_one(uint32_t head, uint64_t len, OnUsed& on_used) {
     const uint32_t chain = ids_.complete(head);
     if (chain == 0) {
       ids_.fail("a used entry names a buffer that the device does not hold");
