@@ -153,11 +153,19 @@ def guest_cpus(target: Target) -> tuple[int, int]:
     return free[0], free[min(1, len(free) - 1)]
 
 
-def guest_command(socket: str, mac: str, peer: str, cpu: int) -> list[str]:
-    return [
-        sys.executable, "-m", "switch.testing.traffic", "--socket", socket, "--mac", mac, "--peer", peer,
-        "--cpu", str(cpu), "--size", str(FRAME_BYTES),
-    ]  # fmt: skip
+def guest_commands(target: Target, cpus: tuple[int, int]) -> dict[str, list[str]]:
+    """Guests that share a CPU poll in turn, in one process; others get a process each."""
+    guests = [
+        ["--socket", socket, "--mac", MACS[index], "--peer-mac", MACS[1 - index]]
+        for index, (_, socket) in enumerate(target.ports)
+    ]
+    common = [sys.executable, "-m", "switch.testing.traffic", "--duration", "0", "--size", str(FRAME_BYTES)]
+    if cpus[0] == cpus[1]:
+        return {"guests": [*common, "--cpu", str(cpus[0]), *guests[0], *guests[1]]}
+    return {
+        f"guest-{name}": [*common, "--cpu", str(cpu), *guest]
+        for (name, _), cpu, guest in zip(target.ports, cpus, guests, strict=True)
+    }
 
 
 COLUMNS = f"{'port':<10}{'state':>6}{'in Mpps':>10}{'in Gbit/s':>11}{'out Mpps':>10}{'out Gbit/s':>12}{'drops/s':>12}"
@@ -227,10 +235,9 @@ def run(file: Path, duration: float) -> bool:
         daemon = house.enter_context(process(switchd, logs / "switchd.log"))
         first = wait_for_switch(daemon, target, logs / "switchd.log")
         children = {"switchd": (daemon, logs / "switchd.log")}
-        for index, (name, socket) in enumerate(target.ports):
+        for name, command in guest_commands(target, cpus).items():
             log = logs / f"{name}.log"
-            command = guest_command(socket, MACS[index], MACS[1 - index], cpus[index])
-            children[f"the guest at {name}"] = (house.enter_context(process(command, log)), log)
+            children[name] = (house.enter_context(process(command, log)), log)
         print(f"switchd with {file}, two guests sending {FRAME_BYTES}-byte frames to each other")
         print(conditions(target, cpus))
         print(f"In another terminal:  .venv/bin/swctl --control {target.control} ports\n", flush=True)
