@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs about configuration files: validate, plan, diff, apply, confirm, rollback, save; and shell completion."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from switch.cli.entry import Verb, cli
+from switch.cli.session import Session
+from switch.cli.table import Cell, paint, table
+
+FILE = click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+EXACT = click.option("--exact", is_flag=True, help="Also remove ports that were added at run time and are not in FILE.")
+PENDING = 2
+
+
+def _request(file: str, **more: Any) -> dict[str, Any]:
+    if file == "-":
+        return {"text": sys.stdin.read(), "path": str(Path.cwd() / "stdin"), **more}
+    path = Path(file)
+    try:
+        return {"text": path.read_text(encoding="utf-8"), "path": str(path.absolute()), **more}
+    except UnicodeDecodeError:
+        raise click.ClickException(f"{file} is not text in UTF-8") from None
+
+
+@click.command(cls=Verb)
+@FILE
+@click.option("--any-machine", is_flag=True, help="Do not check CPUs and groups: the file is for another machine.")
+@click.pass_obj
+def validate(session: Session, file: str, any_machine: bool) -> None:
+    """Check FILE. Needs no daemon. Every fault is shown with its place."""
+    from switch.config import ANY_MACHINE, config_hash, load_config, parse_config
+
+    machine = ANY_MACHINE if any_machine else None
+    stdin = file == "-"
+    config = parse_config(sys.stdin.read(), "stdin", Path.cwd(), machine) if stdin else load_config(file, machine)
+    ports, bridges = len(config.ports), len(config.all_bridges())
+    data = {"ports": ports, "bridges": bridges, "hash": config_hash(config)}
+    session.answer(data, lambda: f"{file}: ok, {_count(ports, 'port')}, {_count(bridges, 'bridge')}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _notes(data: dict[str, Any]) -> list[str]:
+    notes = [
+        f"needs a restart of switchd: {change['key']} {change['running']} -> {change['wanted']}"
+        for change in data["restart"]
+    ]
+    if data["kept"]:
+        notes.append(f"stay, though the file does not name them (added at run time): {', '.join(data['kept'])}")
+    return notes
+
+
+def _pending(data: dict[str, Any]) -> None:
+    if data["steps"] or data["restart"]:
+        raise click.exceptions.Exit(PENDING)
+
+
+@click.command(cls=Verb)
+@FILE
+@EXACT
+@click.pass_obj
+def plan(session: Session, file: str, exact: bool) -> None:
+    """What `apply FILE` would do, step by step. Exit status 2 when there is something to do."""
+    data = session.ask("POST", "/v1/config/plan", _request(file, exact=exact))
+
+    def text() -> str:
+        rows = [
+            (number, Cell("disturbs", "yellow") if step["impact"] == "port" else "none", step["text"])
+            for number, step in enumerate(data["steps"], 1)
+        ]
+        steps = table(("STEP>", "TRAFFIC", "WHAT"), rows) if rows else "nothing to change"
+        return "\n".join([steps, *_notes(data)])
+
+    session.answer(data, text)
+    _pending(data)
+
+
+_SIGNS = {"Add": ("+", "green"), "Del": ("-", "red"), "Set": ("~", "yellow"), "Rep": ("~", "yellow")}
+
+
+@click.command(cls=Verb)
+@FILE
+@EXACT
+@click.pass_obj
+def diff(session: Session, file: str, exact: bool) -> None:
+    """How FILE differs from what runs. Exit status 2 when it does."""
+    data = session.ask("POST", "/v1/config/plan", _request(file, exact=exact))
+
+    def text() -> str:
+        lines = []
+        for step in data["steps"]:
+            sign, colour = ("+", "green") if step["step"] == "SetFlow" else _SIGNS[step["step"][:3]]
+            lines.append(paint(f"{sign} {step['text'].split(' ', 1)[1]}", colour))
+        return "\n".join([*lines, *_notes(data)]) or "no difference"
+
+    session.answer(data, text)
+    _pending(data)
+
+
+def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float:
+    if value is None:
+        return 0.0
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (value[:-1], value[-1]) if value[-1:] in units else (value, "s")
+    if not number.isdecimal() or not int(number):
+        raise click.BadParameter(f"{value!r} is not a duration, such as 60s or 5m")
+    return float(int(number) * units[unit])
+
+
+@click.command(cls=Verb)
+@FILE
+@EXACT
+@click.option("--confirm", metavar="TIME", callback=_seconds, help="Undo it after TIME (60s, 5m) unless confirmed.")
+@click.pass_obj
+def apply(session: Session, file: str, exact: bool, confirm: float) -> None:
+    """Make the switch be as FILE says: all of it, or nothing. Ports that do not change are not disturbed."""
+    data = session.ask("POST", "/v1/config/apply", _request(file, exact=exact, confirm=confirm))
+
+    def text() -> str:
+        lines = [step["text"] for step in data["steps"]] or ["nothing to change"]
+        lines += _notes(data)
+        if confirm:
+            lines.append(f"run `swctl confirm` within {confirm:g} s, or it is undone")
+        return "\n".join(lines)
+
+    session.answer(data, text)
+
+
+@click.command(cls=Verb)
+@click.pass_obj
+def confirm(session: Session) -> None:
+    """Keep what `apply --confirm` did."""
+    session.answer(session.ask("POST", "/v1/config/confirm"), lambda: "")
+
+
+@click.command(cls=Verb)
+@click.pass_obj
+def rollback(session: Session) -> None:
+    """Go back to what ran before the last apply."""
+    data = session.ask("POST", "/v1/config/rollback")
+    session.answer(data, lambda: "\n".join(step["text"] for step in data["steps"]) or "nothing to change")
+
+
+@click.command(cls=Verb)
+@click.argument("file", required=False, type=click.Path(dir_okay=False, allow_dash=True))
+@click.pass_obj
+def save(session: Session, file: str | None) -> None:
+    """Write what runs, run-time changes included, as a configuration file; `-`: to standard output.
+
+    Without FILE: to the file that switchd was started with. An old file is kept as FILE.old.
+    """
+    data = session.ask("GET", "/v1/config")
+    if file == "-":
+        click.echo(data["yaml"], nl=False)
+        return
+    path = Path(file or data["file"])
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(data["yaml"], encoding="utf-8")
+        temporary.chmod(mode)
+        old = path.with_name(path.name + ".old")
+        if path.exists():
+            old.unlink(missing_ok=True)
+            os.link(path, old)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    session.answer({"file": str(path), "hash": data["hash"]}, lambda: f"written to {path}")
+
+
+@click.command(cls=Verb)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL.
+
+    \b
+    bash: swctl completion bash > /etc/bash_completion.d/swctl
+    zsh:  swctl completion zsh > "${fpath[1]}/_swctl"
+    fish: swctl completion fish > ~/.config/fish/completions/swctl.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.ClickException(f"no completion for {shell}")
+    script = found(cli, {}, "swctl", "_SWCTL_COMPLETE")
+    click.echo(script.source_template % script.source_vars())
+
+
+COMMANDS = {command.name: command for command in (validate, plan, diff, apply, confirm, rollback, save, completion)}
