@@ -96,7 +96,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   bool send_simple(const Frame& frame, const Head& head) {
     const uint32_t need = header_bytes_ + frame.len;
     if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE || head.len < need) return false;
-    uint8_t* const to = cursor_.whole(head.addr, need);
+    uint8_t* const to = cursor_.whole(head.addr, head.len);
     if (to == nullptr) [[unlikely]] {
       return false;
     }
