@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole core with software guests: bridges and ports by name, under traffic.
+#include "datapath.h"
+
+#include <doctest/doctest.h>
+
+#include <numeric>
+
+#include "base/clock.h"
+#include "support/memory_queues.h"
+#include "support/temp_dir.h"
+#include "vhost_user/guest.h"
+
+using namespace sw;
+using sw::testing::Bytes;
+using sw::testing::ethernet;
+
+namespace {
+
+constexpr uint64_t kPatienceMs = 20'000;
+constexpr Mac kA = 0x02'00'00'00'00'01, kB = 0x02'00'00'00'00'02;
+
+struct Rig {
+  explicit Rig(size_t workers = 1)
+      : datapath({.worker_cpus = std::vector<int>(workers, -1), .hugepages = HugePages::kOff}) {
+    REQUIRE(datapath.start());
+    REQUIRE(datapath.add_bridge("br0", 300, 1024));
+  }
+  [[nodiscard]] std::string socket(const std::string& name) const { return dir.file(name); }
+  PortSpec spec(const std::string& name) const {
+    PortSpec wanted;
+    wanted.config.name = name;
+    wanted.config.type = "vhostuser";
+    wanted.config.socket = socket(name);
+    wanted.bridge = "br0";
+    return wanted;
+  }
+  std::unique_ptr<Guest> guest(const std::string& name, bool packed = false) {
+    auto made = std::make_unique<Guest>(GuestOptions{.socket = socket(name), .packed = packed});
+    REQUIRE(made->start());
+    REQUIRE(made->wait_ready(kPatienceMs));
+    return made;
+  }
+
+  testing::TempDir dir;
+  Datapath datapath;
+};
+
+void require_frame(Guest& guest, const Bytes& expected) {
+  const auto frame = guest.receive(kPatienceMs);
+  REQUIRE(frame);
+  CHECK(frame->bytes == expected);
+}
+
+uint64_t sum_frames(const std::vector<QueueView>& queues) {
+  return std::accumulate(queues.begin(), queues.end(), uint64_t{0},
+                         [](uint64_t sum, const QueueView& queue) { return sum + queue.frames; });
+}
+
+void check_conservation(const Stats& stats) {
+  uint64_t forwarded = 0;
+  uint64_t offered = 0;
+  for (const PortStats& port : stats.ports) {
+    CAPTURE(port.name);
+    const auto lost = [](const auto& drops) { return std::accumulate(drops.begin(), drops.end(), uint64_t{0}); };
+    CHECK(sum_frames(port.rx) + port.replicated == port.forwarded + lost(port.rx_drops));
+    CHECK(port.offered + port.segmented == sum_frames(port.tx) + lost(port.tx_drops));
+    forwarded += port.forwarded;
+    offered += port.offered;
+  }
+  CHECK(forwarded == offered);
+}
+
+}  // namespace
+
+TEST_CASE("datapath: guests talk through two ports, and it is known who is where") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+  REQUIRE(rig.datapath.add_port(rig.spec("vm2")));
+  const auto a = rig.guest("vm1");
+  const auto b = rig.guest("vm2", true);
+  REQUIRE(a->send(ethernet(kB, kA, 60, 1), 0, {}, kPatienceMs));
+  require_frame(*b, ethernet(kB, kA, 60, 1));
+  REQUIRE(b->send(ethernet(kA, kB, 1514, 2), 0, {}, kPatienceMs));
+  require_frame(*a, ethernet(kA, kB, 1514, 2));
+  const auto entries = rig.datapath.fdb("br0");
+  REQUIRE(entries);
+  CHECK(entries->size() == 2);
+  for (const NamedFdbEntry& entry : *entries) CHECK(entry.port == (entry.mac == kA ? "vm1" : "vm2"));
+  size_t learned = 0;
+  for (const Event& event : rig.datapath.drain_events(1000)) learned += event.kind == "fdb_learned" ? 1 : 0;
+  CHECK(learned == 2);
+  check_conservation(rig.datapath.stats());
+}
+
+TEST_CASE("datapath: what is wrong is said, and nothing is half-applied") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+  const auto refused = [](const auto& result, const char* reason) {
+    REQUIRE_FALSE(result);
+    CAPTURE(result.error().message());
+    CHECK(result.error().message().find(reason) != std::string::npos);
+  };
+  refused(rig.datapath.add_bridge("br0", 300, 1024), "exists");
+  refused(rig.datapath.del_bridge("br0"), "vm1");
+  refused(rig.datapath.add_port(rig.spec("vm1")), "exists");
+  PortSpec spec = rig.spec("vm2");
+  spec.bridge = "br9";
+  refused(rig.datapath.add_port(spec), "br9");
+  spec = rig.spec("vm2");
+  spec.config.type = "carrier-pigeon";
+  refused(rig.datapath.add_port(spec), "vhostuser");
+  spec = rig.spec("vm2");
+  spec.config.socket = rig.socket("no/such/directory/s");
+  refused(rig.datapath.add_port(spec), "directory");
+  spec = rig.spec("vm2");
+  spec.rx_affinity = {{0, 77}};
+  refused(rig.datapath.add_port(spec), "CPU 77");
+  spec = rig.spec("vm1");
+  spec.config.queues = 9;
+  refused(rig.datapath.set_port(spec), "policy");
+  refused(rig.datapath.del_port("vm9"), "no such port");
+  refused(rig.datapath.set_bridge("br0", 300, 1U << 30), "mac_limit");
+  refused(rig.datapath.fdb_set("br0", 0, kA, "vm9", FdbOwner::kStatic), "vm9");
+  refused(rig.datapath.fdb_set("br0", 0, kMacBroadcast, "vm1", FdbOwner::kStatic), "group");
+  CHECK(rig.datapath.ports().size() == 1);
+}
+
+TEST_CASE("datapath: ports come and go under traffic, and no frame of the others is unaccounted") {
+  for (const size_t workers : {size_t{1}, size_t{2}}) {
+    Rig rig(workers);
+    REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+    REQUIRE(rig.datapath.add_port(rig.spec("vm2")));
+    const auto a = rig.guest("vm1");
+    const auto b = rig.guest("vm2");
+    std::atomic<bool> stop{false};
+    uint64_t sent = 0;
+    std::thread sender([&] {
+      while (!stop) {
+        if (a->send(ethernet(kB, kA, 100), 0, {}, kPatienceMs)) ++sent;
+      }
+    });
+    for (int i = 0; i < 20; ++i) {
+      REQUIRE(rig.datapath.add_port(rig.spec("extra")));
+      if (i % 4 == 0) rig.guest("extra");
+      PortSpec policy = rig.spec("extra");
+      policy.policy.isolated = true;
+      REQUIRE(rig.datapath.set_port(policy));
+      REQUIRE(rig.datapath.del_port("extra"));
+    }
+    stop = true;
+    sender.join();
+    // The last frame's arrival means that all before it are through.
+    REQUIRE(a->send(ethernet(kB, kA, 200, 9), 0, {}, kPatienceMs));
+    uint64_t received = 0;
+    for (;;) {
+      const auto frame = b->receive(kPatienceMs);
+      REQUIRE(frame);
+      ++received;
+      if (frame->bytes.size() == 200) break;
+    }
+    const Stats stats = rig.datapath.stats();
+    for (const PortStats& port : stats.ports) {
+      if (port.name == "vm1") CHECK(sum_frames(port.rx) == sent + 1);
+      if (port.name == "vm2") {
+        const auto full = port.tx_drops[static_cast<size_t>(DropReason::kRingFull)];
+        CHECK(received + full == sent + 1);
+      }
+    }
+  }
+}
+
+TEST_CASE("datapath: static entries name a port or drop, and go with their port") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+  REQUIRE(rig.datapath.add_port(rig.spec("vm2")));
+  REQUIRE(rig.datapath.fdb_set("br0", 0, kB, "vm2", FdbOwner::kStatic));
+  REQUIRE(rig.datapath.fdb_set("br0", 0, 0x02'00'00'00'00'66, "", FdbOwner::kStatic));
+  const auto a = rig.guest("vm1");
+  REQUIRE(a->send(ethernet(0x02'00'00'00'00'66, kA), 0, {}, kPatienceMs));
+  const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
+  const auto dropped = [&] {
+    return rig.datapath.stats().ports.at(0).rx_drops[static_cast<size_t>(DropReason::kBlackhole)];
+  };
+  while (dropped() == 0 && monotonic_ns() < deadline) std::this_thread::yield();
+  CHECK(dropped() == 1);
+  REQUIRE(rig.datapath.del_port("vm2"));
+  const auto entries = rig.datapath.fdb("br0");
+  REQUIRE(entries);
+  CHECK(entries->size() == 2);  // kA learned, the blackhole
+  const auto flushed = rig.datapath.fdb_flush("br0", nullptr, -1, -1);
+  REQUIRE(flushed);
+  CHECK(*flushed == 1);
+}
+
+TEST_CASE("datapath: explain names ports as people do") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+  REQUIRE(rig.datapath.add_port(rig.spec("vm2")));
+  REQUIRE(rig.datapath.fdb_set("br0", 0, kB, "vm2", FdbOwner::kStatic));
+  const auto steps = rig.datapath.explain("vm1", ethernet(kB, kA));
+  REQUIRE(steps);
+  REQUIRE_FALSE(steps->empty());
+  CHECK(steps->back().find("vm2") != std::string::npos);
+}
