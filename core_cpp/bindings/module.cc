@@ -24,7 +24,7 @@ auto without_gil(Call call) {
     return call();
   }();
   if (!result) raise(result.error());
-  return result;
+  if constexpr (!std::is_same_v<decltype(result), Result<void>>) return std::move(*result);
 }
 
 void bind_datapath(py::module_& module) {
@@ -76,7 +76,7 @@ void bind_datapath(py::module_& module) {
              return list;
            })
       .def("port", [](Datapath& self,
-                      const std::string& name) { return to_python(*without_gil([&] { return self.port(name); })); })
+                      const std::string& name) { return to_python(without_gil([&] { return self.port(name); })); })
       .def("stats",
            [](Datapath& self) {
              Stats stats;
@@ -90,7 +90,7 @@ void bind_datapath(py::module_& module) {
            [](Datapath& self, const std::string& bridge) {
              const auto entries = without_gil([&] { return self.fdb(bridge); });
              py::list list;
-             for (const NamedFdbEntry& entry : *entries) list.append(to_python(entry));
+             for (const NamedFdbEntry& entry : entries) list.append(to_python(entry));
              return list;
            })
       .def("fdb_set",
@@ -100,21 +100,21 @@ void bind_datapath(py::module_& module) {
              without_gil([&] { return self.fdb_set(bridge, vlan, mac, port, whose); });
            })
       .def("fdb_del", [](Datapath& self, const std::string& bridge, uint16_t vlan,
-                         Mac mac) { return *without_gil([&] { return self.fdb_del(bridge, vlan, mac); }); })
+                         Mac mac) { return without_gil([&] { return self.fdb_del(bridge, vlan, mac); }); })
       .def("fdb_flush",
            [](Datapath& self, const std::string& bridge, const std::optional<std::string>& port,
               std::optional<int> vlan, const std::optional<std::string>& owner) {
              const int whose = owner ? static_cast<int>(fdb_owner(*owner)) : -1;
-             return *without_gil(
+             return without_gil(
                  [&] { return self.fdb_flush(bridge, port ? &*port : nullptr, vlan.value_or(-1), whose); });
            })
       .def("fdb_release", [](Datapath& self, const std::string& bridge, uint16_t vlan,
-                             Mac mac) { return *without_gil([&] { return self.fdb_release(bridge, vlan, mac); }); })
+                             Mac mac) { return without_gil([&] { return self.fdb_release(bridge, vlan, mac); }); })
       .def("fdb_sweep", &Datapath::fdb_sweep, NoGil())
       .def("explain",
            [](Datapath& self, const std::string& port, const py::bytes& frame) {
              const std::string bytes = frame;
-             return *without_gil(
+             return without_gil(
                  [&] { return self.explain(port, {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}); });
            })
       .def("event_fd", &Datapath::event_fd)
