@@ -209,9 +209,14 @@ class Daemon:
         )  # fmt: skip
 
     async def _saves(self, save: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A large MAC table takes a while to write: saving never takes more than a few percent of the time."""
+        loop = asyncio.get_running_loop()
+        pause = SAVE_INTERVAL
         while True:
-            await asyncio.sleep(SAVE_INTERVAL)
+            await asyncio.sleep(pause)
+            began = loop.time()
             await save()
+            pause = max(SAVE_INTERVAL, 30 * (loop.time() - began))
 
     async def _reload(self, control: Any) -> None:
         """SIGHUP. A file with faults, or one that cannot be applied, changes nothing."""

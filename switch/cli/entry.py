@@ -57,6 +57,17 @@ def _set_output(context: click.Context, _: click.Parameter, value: str | None) -
         context.ensure_object(Session).json = value == "json"
 
 
+def _say_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            click.echo(f"swctl {metadata.version('switchd')}")
+        except metadata.PackageNotFoundError:
+            click.echo("swctl, run without being installed")
+        context.exit()
+
+
 def common_options() -> list[click.Parameter]:
     """Accepted before and after the verb."""
     return [
@@ -115,7 +126,9 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs, lazy=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-@click.version_option(package_name="switchd", prog_name="swctl")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version, help="Show the version."
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Control a running switchd.
