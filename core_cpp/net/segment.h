@@ -21,7 +21,7 @@ namespace sw {
 class Segmenter {
  public:
   static constexpr uint32_t kMaxHeaderBytes = 256;  // Ethernet to transport; larger ones are refused
-  static constexpr uint32_t kMaxCount = 512;        // 64 KB at 128 bytes each
+  static constexpr uint32_t kMaxCount = 256;        // 64 KB at 256 bytes each
 
   // `start`: the first min(frame_bytes, kMaxHeaderBytes) bytes of the frame, or more. nullopt: cannot be segmented.
   static std::optional<Segmenter> make(std::span<const uint8_t> start, uint32_t frame_bytes, const VnetHeader& vnet);

@@ -6,12 +6,22 @@
 
 #include <utility>
 
+#include "base/clock.h"
+
 namespace sw {
 
 TapRx::TapRx(int fd, Mapping bodies, QueueCounters& counters)
-    : RxQueue(counters), fd_(fd), bodies_(std::move(bodies)) {}
+    : RxQueue(counters), fd_(fd), bodies_(std::move(bodies)), max_pause_tsc_(tsc_hz() / 1'000'000U * kMaxPauseUs) {}
+
+// The poll took `cost_tsc`: pauses in proportion bound the share of the worker's time that an idle device can take.
+void TapRx::found_nothing(uint64_t cost_tsc) {
+  pause_tsc_ = std::min(std::max(2 * cost_tsc, 2 * pause_tsc_), max_pause_tsc_);
+  next_poll_tsc_ = tsc_now() + pause_tsc_;
+}
 
 bool TapRx::peek(Batch& batch, PortWorkerCounters& drops) {
+  const uint64_t start_tsc = tsc_now();
+  if (pause_tsc_ != 0 && start_tsc < next_poll_tsc_) return false;
   kernel_drops.take_over(*counters_, drops);
   uint32_t taken = 0;
   uint64_t bytes = 0;
@@ -45,15 +55,22 @@ bool TapRx::peek(Batch& batch, PortWorkerCounters& drops) {
     batch.may_have_offloads |= frame.offload;
     ++batch.count;
   }
+  if (taken == 0) {
+    found_nothing(tsc_now() - start_tsc);
+    return false;
+  }
+  pause_tsc_ = 0;
   counters_->frames.add(taken);
   counters_->bytes.add(bytes);
-  return taken != 0;
+  return true;
 }
 
 bool TapRx::arm() {
   // The descriptor needs no arming: it is readable as long as a frame waits.
   pollfd wait{fd_, POLLIN, 0};
-  return ::poll(&wait, 1, 0) == 1 && (wait.revents & POLLIN) != 0;
+  if (::poll(&wait, 1, 0) != 1 || (wait.revents & POLLIN) == 0) return false;
+  pause_tsc_ = 0;  // the next peek must find it
+  return true;
 }
 
 TapTx::TapTx(int fd, const OffloadCaps& caps, QueueCounters& counters)

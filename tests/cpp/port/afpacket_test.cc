@@ -235,7 +235,7 @@ TEST_CASE("afpacket: queues share the flows of the interface") {
     REQUIRE(wire.send(frame.bytes, frame.vnet));
   }
   size_t got[2] = {0, 0};
-  for (int round = 0; round < 1000 && got[0] + got[1] < 64; ++round) {
+  for (int round = 0; round < 1'000'000 && got[0] + got[1] < 64; ++round) {
     for (size_t q = 0; q < 2; ++q) {
       uplink.batch->clear();
       if (uplink.port->rx_queues()[q]->peek(*uplink.batch, uplink.drops)) uplink.port->rx_queues()[q]->release();

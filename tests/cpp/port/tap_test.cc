@@ -193,7 +193,7 @@ TEST_CASE("tap: several queues share the device") {
     REQUIRE(host.send(frame.bytes, frame.vnet));
   }
   size_t got = 0;
-  for (int round = 0; round < 1000 && got < 64; ++round) {
+  for (int round = 0; round < 1'000'000 && got < 64; ++round) {
     for (size_t q = 0; q < 2; ++q) {
       tap.batch->clear();
       if (tap.port->rx_queues()[q]->peek(*tap.batch, tap.drops)) tap.port->rx_queues()[q]->release();
@@ -218,6 +218,30 @@ TEST_CASE("tap: arm says whether a frame waits, and the descriptor is then reada
   queue->disarm();
   CHECK(tap.receive(1).size() == 1);
   CHECK_FALSE(queue->arm());
+}
+
+TEST_CASE("tap: a frame that arrives after idle polls is found, and at once when arm saw it") {
+  const ScopedNetns netns;
+  if (!netns.ok()) return;
+  PortUnderTest tap(make_tap, config_for("tap-t"));
+  REQUIRE_MESSAGE(tap.opened, tap.error);
+  const RawSocket host("tap-t");
+  RxQueue* const queue = tap.port->rx_queues()[0];
+  for (int round = 0; round < 20; ++round) {
+    for (int i = 0; i < 1000; ++i) {
+      tap.batch->clear();
+      REQUIRE_FALSE(queue->peek(*tap.batch, tap.drops));
+    }
+    REQUIRE(host.send(test_frame(60, 1)));
+    if (round % 2 == 0) {
+      REQUIRE(queue->arm());
+      tap.batch->clear();
+      REQUIRE(queue->peek(*tap.batch, tap.drops));
+      queue->release();
+    } else {
+      REQUIRE(tap.receive(1).size() == 1);
+    }
+  }
 }
 
 TEST_CASE("tap: frames for an interface that is down are link_down") {
