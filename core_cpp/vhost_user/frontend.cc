@@ -41,7 +41,13 @@ Result<void> Frontend::open() {
   listener_ = std::move(*listener);
   stage_ = Stage::kWaitingForPeer;
   detail_ = "no back-end has connected to " + config_.socket + " yet";
-  return loop_.add(listener_.fd(), EPOLLIN, [this](uint32_t) { accept(); });
+  return watch_listener();
+}
+
+Result<void> Frontend::watch_listener() {
+  auto added = loop_.add(listener_.fd(), EPOLLIN, [this](uint32_t) { accept(); });
+  if (!added) detail_ = added.error().message();
+  return added;
 }
 
 void Frontend::close() {
@@ -67,7 +73,15 @@ void Frontend::connect() {
 
 void Frontend::accept() {
   auto socket = listener_.accept();
-  if (!socket) return;
+  if (!socket) {
+    if (socket.error().code == EAGAIN) return;
+    // Out of descriptors, likely: the connection stays in the backlog, so look again later instead of spinning.
+    detail_ = socket.error().message();
+    loop_.remove(listener_.fd());
+    loop_.cancel(retry_timer_);
+    retry_timer_ = loop_.after(kLongestRetryMs, [this] { (void)!watch_listener(); });
+    return;
+  }
   // A back-end that was restarted may be back before we noticed that it went.
   if (channel_) on_socket(EPOLLIN);
   if (!channel_) connected(std::move(*socket));  // otherwise: one back-end at a time

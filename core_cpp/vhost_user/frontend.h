@@ -89,6 +89,7 @@ class Frontend {
 
   // frontend.cc
   void connect();
+  Result<void> watch_listener();
   void accept();
   void connected(UniqueFd socket);
   void on_socket(uint32_t events);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The packed ring, driver's side (virtio 1.3 2.8): one ring of descriptors that both sides write in turn. Buffer ids
-// circulate independently of slots; a chain of n descriptors occupies n slots and n ids.
+// circulate independently of slots; a chain of n descriptors occupies n slots and n ids. Length, id and flags of a
+// descriptor are one 64-bit word, written and read at once.
 #include "base/atomic.h"
 #include "virtio/driver_queues.h"
 
@@ -14,7 +15,7 @@ class PackedDriverRing {
       : ids_(config.ring.size),
         size_(config.ring.size),
         write_flag_(device_writes ? VRING_DESC_F_WRITE : uint16_t{0}),
-        desc_(reinterpret_cast<VringPackedDesc*>(config.ring.descriptors)),
+        desc_(reinterpret_cast<Descriptor*>(config.ring.descriptors)),
         driver_event_(reinterpret_cast<VringPackedDescEvent*>(config.ring.driver_area)),
         device_event_(reinterpret_cast<VringPackedDescEvent*>(config.ring.device_area)),
         heads_(config.ring.size) {
@@ -24,23 +25,22 @@ class PackedDriverRing {
   DriverIds& ids() { return ids_; }
   [[nodiscard]] const DriverIds& ids() const { return ids_; }
 
-  // All flags but those of the burst's first descriptor are written at once: the device looks at descriptors in order
-  // and stops at the first, whose flags publish() writes.
+  // All but the burst's first descriptor are written at once: the device looks at descriptors in order and stops at the
+  // first, whose flags publish() writes.
   void add(const DriverPart* parts, uint32_t count) {
     const uint16_t first_slot = avail_slot_;
     const uint16_t id = ids_.take_chain(count);
     for (uint32_t i = 0; i < count; ++i) {
-      VringPackedDesc& desc = desc_[avail_slot_];
-      store_relaxed(desc.addr, parts[i].address);
-      store_relaxed(desc.len, parts[i].len);
-      store_relaxed(desc.id, id);
+      Descriptor& desc = desc_[avail_slot_];
       const auto flags = static_cast<uint16_t>(write_flag_ | (i + 1 == count ? 0 : VRING_DESC_F_NEXT) |
                                                packed_avail_flags(avail_wrap_));
+      const uint64_t word = parts[i].len | uint64_t{id} << 32 | uint64_t{flags} << 48;
+      store_relaxed(desc.address, parts[i].address);
       if (unpublished_ == 0) {
         burst_slot_ = avail_slot_;
-        burst_flags_ = flags;
+        burst_word_ = word;
       } else {
-        store_relaxed(desc.flags, flags);
+        store_relaxed(desc.len_id_flags, word);
       }
       ++unpublished_;
       if (++avail_slot_ == size_) {
@@ -51,26 +51,29 @@ class PackedDriverRing {
     if constexpr (kInOrder) heads_[first_slot] = id;
   }
 
-  // Pairs with the device's acquire load of the same flags: the whole burst and its payload are visible first.
+  // Pairs with the device's acquire load of the same word: the whole burst and its payload are visible first.
   void publish() {
     if (unpublished_ == 0) return;
-    store_release(desc_[burst_slot_].flags, burst_flags_);
+    store_release(desc_[burst_slot_].len_id_flags, burst_word_);
     unkicked_ = std::min<uint32_t>(unkicked_ + unpublished_, size_);
     unpublished_ = 0;
   }
 
-  template <bool kLengths, class OnUsed>
+  template <bool kLengths, class OnUsed>  // lengths come with the flags here
   void reap(uint32_t limit, OnUsed&& on_used) {
-    while (limit != 0 && ids_.in_flight() != 0 && has_used() && !ids_.failed()) {
-      const VringPackedDesc& desc = desc_[used_slot_];
-      const uint16_t id = load_relaxed(desc.id);
-      const uint32_t len = kLengths ? load_relaxed(desc.len) : 0;
+    while (limit != 0 && ids_.in_flight() != 0 && !ids_.failed()) {
+      // Pairs with the device's release store of the flags: id, length and payload are readable.
+      const uint64_t word = load_acquire(desc_[used_slot_].len_id_flags);
+      if (!packed_is_used(static_cast<uint16_t>(word >> 48), used_wrap_)) return;
+      const auto id = static_cast<uint16_t>(word >> 32);
+      const auto len = static_cast<uint32_t>(word);
       limit -= std::min<uint32_t>(limit, kInOrder ? reap_group(id, len, on_used) : reap_one(id, len, on_used));
     }
   }
 
-  // Pairs with the device's release store of the flags: id, length and payload are readable.
-  [[nodiscard]] bool has_used() const { return packed_is_used(load_acquire(desc_[used_slot_].flags), used_wrap_); }
+  [[nodiscard]] bool has_used() const {
+    return packed_is_used(static_cast<uint16_t>(load_acquire(desc_[used_slot_].len_id_flags) >> 48), used_wrap_);
+  }
 
   // virtio 1.3 2.8.10, 2.8.21.3.1: called after a full fence that follows publish().
   bool kick_wanted() {
@@ -131,10 +134,16 @@ class PackedDriverRing {
     return group;
   }
 
+  struct Descriptor {
+    uint64_t address;
+    uint64_t len_id_flags;  // as VringPackedDesc: len in bits 31..0, id in 47..32, flags in 63..48
+  };
+  static_assert(sizeof(Descriptor) == sizeof(VringPackedDesc));
+
   DriverIds ids_;
   const uint16_t size_;
   const uint16_t write_flag_;
-  VringPackedDesc* const desc_;
+  Descriptor* const desc_;
   VringPackedDescEvent* const driver_event_;
   VringPackedDescEvent* const device_event_;
   std::vector<uint16_t> heads_;  // slot -> id of the chain that begins there (in-order only)
@@ -142,8 +151,8 @@ class PackedDriverRing {
   bool avail_wrap_ = true;
   uint16_t used_slot_ = 0;  // next to reap
   bool used_wrap_ = true;
-  uint16_t burst_slot_ = 0;  // first descriptor of the burst that publish() will show, and the flags it will get
-  uint16_t burst_flags_ = 0;
+  uint16_t burst_slot_ = 0;  // first descriptor of the burst that publish() will show, and what it will say
+  uint64_t burst_word_ = 0;
   uint32_t unpublished_ = 0;  // descriptors
   uint32_t unkicked_ = 0;     // descriptors published since the last look at the device's wish
 };
