@@ -13,7 +13,7 @@
 #include <sys/utsname.h>
 
 #include <cerrno>
-#include <cstdio>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -74,9 +74,10 @@ class AfPacketPort : public Port {
 // Does the kernel take GSO_UDP_L4 in a virtio-net header? There is no way to ask; Linux has it since 6.2.
 bool kernel_takes_uso() {
   utsname name{};
-  int major = 0;
-  int minor = 0;
-  if (::uname(&name) != 0 || std::sscanf(name.release, "%d.%d", &major, &minor) != 2) return false;
+  if (::uname(&name) != 0) return false;
+  char* rest = nullptr;
+  const long major = std::strtol(name.release, &rest, 10);
+  const long minor = *rest == '.' ? std::strtol(rest + 1, nullptr, 10) : 0;
   return major > 6 || (major == 6 && minor >= 2);
 }
 

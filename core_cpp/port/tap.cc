@@ -70,7 +70,7 @@ class TapPort : public Port {
 };
 
 std::string attach_failure(const std::string& device, uint32_t queues, int error) {
-  const std::string what = "attach to the tap device " + (device.empty() ? std::string("(new)") : device);
+  std::string what = "attach to the tap device " + (device.empty() ? std::string("(new)") : device);
   switch (error) {
     case EPERM:
       return what + ": this needs CAP_NET_ADMIN, or a device made for this user with: ip tuntap add dev " +

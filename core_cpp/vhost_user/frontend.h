@@ -108,7 +108,7 @@ class Frontend {
   Result<void> set_up_rings();
   void add_ring(uint32_t index, const DriverMemory::Ring& ring);
   void finish();
-  void ask(VhostRequest request, std::function<Result<void>(uint64_t)> on_value);
+  void ask(VhostRequest request, const std::function<Result<void>(uint64_t)>& on_value);
   template <class T>
   void tell(VhostRequest request, const T& payload, std::vector<int> fds = {});
   void tell_status(uint64_t status);

@@ -45,7 +45,7 @@ void Frontend::tell(VhostRequest request, const T& payload, std::vector<int> fds
   steps_.push_back({make_message(request, payload), std::move(fds), {}});
 }
 
-void Frontend::ask(VhostRequest request, std::function<Result<void>(uint64_t)> on_value) {
+void Frontend::ask(VhostRequest request, const std::function<Result<void>(uint64_t)>& on_value) {
   steps_.push_back({make_message(request), {}, [request, on_value](const VhostMessage& reply) -> Result<void> {
                       if (reply.size != sizeof(uint64_t)) {
                         return Error{EPROTO,

@@ -30,8 +30,8 @@ bool inside(uint64_t first, uint64_t region_bytes, uint64_t address, uint64_t by
 
 }  // namespace
 
-MappedRegion::MappedRegion(uint64_t guest_, uint64_t bytes_, uint64_t frontend_, uint8_t* host_)
-    : guest(guest_), bytes(bytes_), frontend(frontend_), host(host_) {}
+MappedRegion::MappedRegion(uint64_t first_guest, uint64_t size, uint64_t first_frontend, uint8_t* first)
+    : guest(first_guest), bytes(size), frontend(first_frontend), host(first) {}
 
 MappedRegion::~MappedRegion() { sigbus_guard_remove(guard_slot_); }
 

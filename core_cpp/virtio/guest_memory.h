@@ -48,7 +48,7 @@ class MappedRegion {
   [[nodiscard]] bool faulted() const;
 
  private:
-  MappedRegion(uint64_t guest, uint64_t bytes, uint64_t frontend, uint8_t* host);
+  MappedRegion(uint64_t first_guest, uint64_t size, uint64_t first_frontend, uint8_t* first);
   Mapping mapping_;
   int guard_slot_ = -1;
 };
