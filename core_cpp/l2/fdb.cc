@@ -39,10 +39,11 @@ FdbAgeing::FdbAgeing(uint32_t ageing_seconds) : seconds(ageing_seconds) {
   expire_after = std::min(ageing_seconds, kEpochsPerAgeing);
 }
 
-Fdb::Impl::Impl(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
+Fdb::Impl::Impl(uint32_t mac_limit, uint32_t seconds, std::pmr::memory_resource* memory)
     : table(buckets_for(mac_limit), FdbTable::random_seed(), memory),
       limit(mac_limit),
-      ageing(ageing_seconds),
+      ageing(seconds),
+      ageing_seconds(seconds),
       events(std::clamp<size_t>(mac_limit, 1024, 16384)) {}
 
 Fdb::Fdb(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
@@ -74,7 +75,7 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
     if (port_full) return refuse(FdbEventKind::kRefusedPortLimit, vlan, mac, port.id, old_port);
     change_port(place, port.id);
     table.set_code(place, epoch);
-    ++totals.moved;
+    totals.moved.add(1);
     fdb.bump_generation();
     emit(FdbEventKind::kMoved, vlan, mac, port.id, old_port);
     return LearnResult::kMoved;
@@ -98,7 +99,7 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
     place = table.make_room(vlan, mac, false);
   }
   insert(place, vlan, mac, port.id, FdbOwner::kLearned, epoch);
-  ++totals.learned;
+  totals.learned.add(1);
   emit(FdbEventKind::kLearned, vlan, mac, port.id);
   return LearnResult::kLearned;
 }
@@ -106,12 +107,12 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
 LearnResult Fdb::Impl::refuse(FdbEventKind kind, uint16_t vlan, Mac mac, PortId port, PortId old_port) {
   size_t row = 0;
   if (kind == FdbEventKind::kRefusedPortLimit) {
-    ++totals.refused_port_limit;
+    totals.refused_port_limit.add(1);
   } else if (kind == FdbEventKind::kRefusedBridgeLimit) {
-    ++totals.refused_bridge_limit;
+    totals.refused_bridge_limit.add(1);
     row = 1;
   } else {
-    ++totals.refused_owner;
+    totals.refused_owner.add(1);
     row = 2;
   }
   // A flooding guest refuses millions a second: one event tells the story, the counters tell the amount.
@@ -129,7 +130,7 @@ LearnResult Fdb::Impl::refuse(FdbEventKind kind, uint16_t vlan, Mac mac, PortId 
 // The port with most learned entries; `preferred` when it has as many as any, so that it pays for its own wish.
 PortId Fdb::Impl::busiest(PortId preferred) const {
   PortId most = preferred < kMaxPorts && learned_at[preferred] > 0 ? preferred : kNoPort;
-  uint32_t entries = most == kNoPort ? 0 : learned_at[most];
+  uint32_t entries = most == kNoPort ? 0 : uint32_t{learned_at[most]};
   for (uint32_t port = 0; port < ports_seen; ++port) {
     if (learned_at[port] > entries) {
       entries = learned_at[port];
@@ -160,7 +161,7 @@ bool Fdb::Impl::evict_fairly(PortId port, uint8_t epoch) {
         }
       }
       ++visited;
-      const bool enough = candidates >= std::min(kEvictionCandidates, learned_at[victim]);
+      const bool enough = candidates >= std::min<uint32_t>(kEvictionCandidates, learned_at[victim]);
       if (enough || (visited >= kEvictionBuckets && oldest)) {
         hand = bucket + 1 < table.buckets() ? bucket + 1 : 0;
         evict(oldest);
@@ -180,7 +181,7 @@ bool Fdb::Impl::evict_near(uint16_t vlan, Mac mac, uint8_t epoch) {
       const Place place{bucket, slot};
       if (!fdb_ages(table.code_at(place))) continue;
       const PortId port = table.port_at(place);
-      const uint32_t share = port < kMaxPorts ? learned_at[port] : 0;
+      const uint32_t share = port < kMaxPorts ? uint32_t{learned_at[port]} : 0;
       const uint32_t age = age_at(place, epoch);
       if (!best || share > best_share || (share == best_share && age > best_age)) {
         best = place;
@@ -194,7 +195,7 @@ bool Fdb::Impl::evict_near(uint16_t vlan, Mac mac, uint8_t epoch) {
 }
 
 void Fdb::Impl::evict(Place place) {
-  ++totals.evicted;
+  totals.evicted.add(1);
   emit_at(FdbEventKind::kEvicted, place);
   erase(place);
 }
@@ -202,7 +203,7 @@ void Fdb::Impl::evict(Place place) {
 // ---- changes that keep the counts ----
 
 void Fdb::Impl::count(FdbOwner owner, PortId port, int change) {
-  const auto add = [change](uint32_t& value) { value = static_cast<uint32_t>(static_cast<int64_t>(value) + change); };
+  const auto add = [change](Shown<uint32_t>& value) { value = value + static_cast<uint32_t>(change); };  // -1 wraps
   add(owned[static_cast<size_t>(owner)]);
   if (owner == FdbOwner::kLearned && port < kMaxPorts) {
     add(learned_at[port]);
@@ -258,7 +259,7 @@ void Fdb::Impl::emit(FdbEventKind kind, uint16_t vlan, Mac mac, PortId port, Por
   if (events.push({kind, vlan, port, old_port, mac, monotonic_ns()})) {
     signal();
   } else {
-    ++totals.events_lost;
+    totals.events_lost.add(1);
   }
 }
 

@@ -104,6 +104,7 @@ class Fdb {
   uint32_t remove_port(PortId port);  // every owner: the port is gone. Call when no worker receives from it any more
   bool find(uint16_t vlan, Mac mac, FdbEntry& entry) const;
   [[nodiscard]] std::vector<FdbEntry> entries() const;
+  // Numbers are read without the lock; each is right, together they are moments apart.
   [[nodiscard]] uint32_t count(FdbOwner owner) const;
   [[nodiscard]] uint32_t count_learned_at(PortId port) const;
   [[nodiscard]] FdbStats stats() const;

@@ -71,7 +71,7 @@ bool Fdb::remove(uint16_t vlan, Mac mac) {
   const std::lock_guard guard(self.lock);
   const Impl::Place place = self.table.find(vlan, mac);
   if (!place) return false;
-  ++self.totals.flushed;
+  self.totals.flushed.add(1);
   self.emit_at(FdbEventKind::kFlushed, place);
   self.erase(place);
   bump_generation();
@@ -91,7 +91,7 @@ uint32_t Fdb::remove_matching(Matches matches) {
   };
   for_each_entry(self, visit, [&] {
     if (in_slice == 0) return;
-    self.totals.flushed += in_slice;
+    self.totals.flushed.add(in_slice);
     bump_generation();
     removed += in_slice;
     in_slice = 0;
@@ -151,7 +151,7 @@ uint32_t Fdb::sweep(uint64_t now_ns) {
   };
   for_each_entry(self, visit, [&] {
     if (in_slice == 0) return;
-    self.totals.aged += in_slice;
+    self.totals.aged.add(in_slice);
     bump_generation();
     removed += in_slice;
     in_slice = 0;
@@ -176,6 +176,7 @@ void Fdb::set_ageing(uint32_t seconds) {
     }
   }
   self.ageing = next;
+  self.ageing_seconds = seconds;
   // An entry of the present epoch may have been seen this moment: count its new epochs from here.
   self.epoch_began_ns = self.swept_ns;
 }
@@ -207,30 +208,26 @@ FdbEntry Fdb::Impl::entry_at(Place place, uint8_t epoch) const {
           static_cast<uint32_t>(age_seconds)};
 }
 
-uint32_t Fdb::count(FdbOwner owner) const {
-  const std::lock_guard guard(impl_->lock);
-  return impl_->owned[static_cast<size_t>(owner)];
-}
+uint32_t Fdb::count(FdbOwner owner) const { return impl_->owned[static_cast<size_t>(owner)]; }
 
-uint32_t Fdb::count_learned_at(PortId port) const {
-  const std::lock_guard guard(impl_->lock);
-  return port < kMaxPorts ? impl_->learned_at[port] : 0;
-}
+uint32_t Fdb::count_learned_at(PortId port) const { return port < kMaxPorts ? uint32_t{impl_->learned_at[port]} : 0; }
 
 FdbStats Fdb::stats() const {
-  const std::lock_guard guard(impl_->lock);
-  return impl_->totals;
+  const FdbTotals& totals = impl_->totals;
+  return {.learned = totals.learned.get(),
+          .moved = totals.moved.get(),
+          .aged = totals.aged.get(),
+          .evicted = totals.evicted.get(),
+          .flushed = totals.flushed.get(),
+          .refused_port_limit = totals.refused_port_limit.get(),
+          .refused_bridge_limit = totals.refused_bridge_limit.get(),
+          .refused_owner = totals.refused_owner.get(),
+          .events_lost = totals.events_lost.get()};
 }
 
-uint32_t Fdb::mac_limit() const {
-  const std::lock_guard guard(impl_->lock);
-  return impl_->limit;
-}
+uint32_t Fdb::mac_limit() const { return impl_->limit; }
 
-uint32_t Fdb::ageing_seconds() const {
-  const std::lock_guard guard(impl_->lock);
-  return impl_->ageing.seconds;
-}
+uint32_t Fdb::ageing_seconds() const { return impl_->ageing_seconds; }
 
 void Fdb::set_mac_limit(uint32_t limit) {
   if (limit > capacity()) return;

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "l2/fdb.h"
 #include "l2/fdb_table.h"
+#include "stats/counters.h"
 
 namespace sw {
 
@@ -47,25 +48,48 @@ struct FdbAgeing {
   explicit FdbAgeing(uint32_t ageing_seconds);
 };
 
+// A number that is changed under the lock and read by anybody: looking at statistics must not keep workers from
+// learning.
+template <class T>
+class Shown {
+ public:
+  Shown(T value = {}) : value_(value) {}                                 // NOLINT(google-explicit-constructor)
+  operator T() const { return value_.load(std::memory_order_relaxed); }  // NOLINT(google-explicit-constructor)
+  Shown& operator=(T value) {
+    value_.store(value, std::memory_order_relaxed);
+    return *this;
+  }
+
+ private:
+  std::atomic<T> value_;
+};
+
+struct FdbTotals {  // FdbStats as they are counted
+  Counter learned, moved, aged, evicted, flushed;
+  Counter refused_port_limit, refused_bridge_limit, refused_owner;
+  Counter events_lost;
+};
+
 struct Fdb::Impl {
   using Place = FdbTable::Place;
 
-  Impl(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory);
+  Impl(uint32_t mac_limit, uint32_t seconds, std::pmr::memory_resource* memory);
 
   FdbTable table;
   std::mutex control;  // one control call at a time; taken before `lock`
   Spinlock lock;       // guards all that follows and every change of the table's slots
-  uint32_t limit;
+  Shown<uint32_t> limit;
   FdbAgeing ageing;
-  uint64_t epoch_began_ns = 0;  // 0: sweep() was never called
-  uint64_t swept_ns = 0;        // when sweep() was last called
-  bool passing = false;         // a pass over the table released the lock half-way: entries must not change buckets
-  uint32_t hand = 0;            // bucket where the search for the next eviction starts
-  uint32_t ports_seen = 0;      // ids below this ever had a learned entry
-  std::array<uint32_t, kMaxPorts> learned_at{};
-  std::array<uint32_t, kFdbOwners> owned{};
+  Shown<uint32_t> ageing_seconds;  // as in `ageing`
+  uint64_t epoch_began_ns = 0;     // 0: sweep() was never called
+  uint64_t swept_ns = 0;           // when sweep() was last called
+  bool passing = false;            // a pass over the table released the lock half-way: entries must not change buckets
+  uint32_t hand = 0;               // bucket where the search for the next eviction starts
+  uint32_t ports_seen = 0;         // ids below this ever had a learned entry
+  std::array<Shown<uint32_t>, kMaxPorts> learned_at{};
+  std::array<Shown<uint32_t>, kFdbOwners> owned{};
   std::array<std::array<uint64_t, kMaxPorts>, kRefusalKinds> last_refusal_ns{};
-  FdbStats totals;
+  FdbTotals totals;
   FdbEventRing events;
   int event_fd = -1;
   bool signalled = false;  // event_fd was written since the last drain
