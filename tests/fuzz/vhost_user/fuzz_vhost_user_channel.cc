@@ -137,6 +137,34 @@ void poll_queues(FuzzHost& host) {
   }
 }
 
+// Two rings, set up and enabled as an honest front-end would; features as `variant` says.
+void start_rings(const testing::VhostPeer& peer, Backend& backend, uint8_t variant, const testing::SharedFile& memory,
+                 int event) {
+  const auto say = [&](VhostRequest request, uint8_t ring, uint8_t value, std::vector<int> fds = {}) {
+    peer.send_raw(static_cast<uint32_t>(request), kVhostVersion, plausible(request, ring, value, memory.address()),
+                  fds);
+    SW_CHECK(static_cast<bool>(backend.on_socket(EPOLLIN)));
+  };
+  const bool packed = (variant & 1) != 0;
+  say(VhostRequest::kSetProtocolFeatures, 0, 0);
+  say(VhostRequest::kSetFeatures, 0, variant);
+  say(VhostRequest::kSetMemTable, 0, 0, {memory.fd()});
+  for (const uint8_t ring : {uint8_t{0}, uint8_t{1}}) {
+    say(VhostRequest::kSetVringNum, ring, 8);
+    if (packed) {
+      const VhostVringState first_lap{ring, 0x8000};
+      peer.send(VhostRequest::kSetVringBase, first_lap);
+    } else {
+      say(VhostRequest::kSetVringBase, ring, 0);
+    }
+    say(VhostRequest::kSetVringAddr, ring, 0);
+    say(VhostRequest::kSetVringEnable, ring, 1);
+    say(VhostRequest::kSetVringCall, ring, 0, {event});
+    say(VhostRequest::kSetVringKick, ring, 0, {event});
+  }
+  SW_CHECK(!backend.live_rx().empty() && !backend.live_tx().empty());
+}
+
 void run(std::span<const uint8_t> bytes) {
   static const testing::SharedFile memory(kMemoryBytes);
   static const UniqueFd event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
@@ -154,9 +182,12 @@ void run(std::span<const uint8_t> bytes) {
                   counters);
   host.backend = &backend;
   const testing::VhostPeer peer(std::move(sockets[1]));
+  const uint8_t prologue = input.byte();
+  if ((prologue & 1) == 0) start_rings(peer, backend, prologue >> 1, memory, event.get());
   while (!input.empty()) {
     const uint8_t action = input.byte();
-    const uint8_t ring = input.byte();
+    const uint8_t wide = input.byte();
+    const uint8_t ring = wide < 0xf0 ? wide & 3 : wide;
     const uint8_t variant = input.byte();
     if (action >= 0xe0) {  // the guest writes into a ring, the worker polls
       const auto data = input.take(variant);
