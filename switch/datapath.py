@@ -162,8 +162,11 @@ class FdbEntry:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. kind: fdb_learned, fdb_moved, fdb_aged, fdb_evicted, fdb_flushed, fdb_refused_port_limit,
-    fdb_refused_bridge_limit, fdb_refused_owner (these have bridge, vlan, mac, port, old_port); port_* (port, detail)."""
+    """Something that happened.
+
+    kind is fdb_learned, fdb_moved, fdb_aged, fdb_evicted, fdb_flushed, fdb_refused_port_limit, fdb_refused_bridge_limit
+    or fdb_refused_owner (with bridge, vlan, mac, port, old_port), port_* (with port, detail), or queues_rebalanced.
+    """
 
     time: float
     kind: str

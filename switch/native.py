@@ -27,7 +27,7 @@ from switch.errors import FdbError, NotBuilt, PortError, SwitchError
 try:
     from switch import _core
 except ImportError as error:  # pragma: no cover - only in a broken installation
-    raise NotBuilt(f"the compiled module switch._core is missing ({error}); install the package with `pip install .`") from error
+    raise NotBuilt(f"the compiled module switch._core is missing ({error}); install with `pip install .`") from error
 
 T = TypeVar("T")
 
@@ -59,9 +59,8 @@ def _port_status(view: dict[str, Any]) -> PortStatus:
 
 
 def _port_stats(view: dict[str, Any]) -> PortStats:
-    return PortStats(
-        **{**view, "rx": [QueueStats(*queue) for queue in view["rx"]], "tx": [QueueStats(*queue) for queue in view["tx"]]}
-    )
+    queues = {way: [QueueStats(*queue) for queue in view[way]] for way in ("rx", "tx")}
+    return PortStats(**{**view, **queues})
 
 
 class NativeDatapath:

@@ -139,11 +139,11 @@ def test_conservation_can_be_proved_from_the_metrics(stats: PortStats) -> None:
 def test_both_formats_parse(datapath: MemoryDatapath) -> None:
     registry = make_registry(datapath, lambda: facts(datapath))
     text = generate_latest(registry).decode()
-    names = {family.name for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
+    names = {family.name for family in text_string_to_metric_families(text)}
     assert "switch_port_receive_frames" in names or "switch_port_receive_frames_total" in names
-    openmetrics = generate_openmetrics(registry).decode()
+    openmetrics = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call]
     assert openmetrics.endswith("# EOF\n")
-    assert list(parse_openmetrics(openmetrics))
+    assert list(parse_openmetrics(openmetrics))  # type: ignore[no-untyped-call]
 
 
 def test_promtool_finds_nothing_to_complain_about(datapath: MemoryDatapath) -> None:
