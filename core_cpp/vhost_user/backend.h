@@ -80,6 +80,7 @@ class Backend {
     Wish wish;
     std::unique_ptr<DeviceRx> rx;
     std::unique_ptr<DeviceTx> tx;
+    std::optional<uint32_t> reset_base;  // where a device reset found it
     std::string waiting;  // why it does not run, for a person; empty when it runs
     std::string broken;   // why it was stopped for good; until the front-end stops it too
 
@@ -196,6 +197,7 @@ class Backend {
   uint32_t mtu_ = 0;
   bool memory_table_seen_ = false;
   std::shared_ptr<const GuestMemory> memory_;
+  std::vector<std::shared_ptr<MappedRegion>> added_again_;  // slots of memory_, once for each repeated ADD_MEM_REG
   std::shared_ptr<DirtyLog> log_;  // as SET_LOG_BASE gave it; in force while LOG_ALL is on
   std::vector<Ring> rings_;
   std::optional<std::array<uint8_t, 60>> rarp_;  // waits for a ring to deliver it

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "vhost_user/backend.h"
 #include "vhost_user/backend_detail.h"
@@ -194,7 +195,7 @@ void Backend::stop_all() {
       ring.wish.kick.reset();
       ring.wish.kicked = false;
       ring.wish.address.reset();
-      ring.wish.base.reset();
+      if (ring.wish.base) ring.reset_base = std::exchange(ring.wish.base, std::nullopt);
       ring.broken.clear();
       ring.waiting = plan_ring(ring.wish, ring.broken).why;
     }

@@ -16,6 +16,8 @@ namespace {
 
 // Of one guest. Its memory file may be sparse and as long as it likes, our address space (128 TiB) is for all guests.
 constexpr uint64_t kMaxMemoryBytes = 16ULL << 40;
+// Of all slots together. More than any QEMU needs: slots times queue pairs that are really used.
+constexpr size_t kMaxRepeats = 64 * kMaxMemSlots;
 
 bool same_place(const MappedRegion& mapped, const VhostMemRegion& region, const struct stat& file) {
   return mapped.device == file.st_dev && mapped.inode == file.st_ino && mapped.file_offset == region.mmap_offset &&
@@ -45,6 +47,9 @@ Result<void> Backend::use_regions(std::vector<std::shared_ptr<MappedRegion>> reg
   auto memory = GuestMemory::make(std::move(regions));
   if (!memory) return memory.error();
   memory_table_seen_ = true;
+  std::erase_if(added_again_, [&](const std::shared_ptr<MappedRegion>& region) {
+    return std::ranges::find((*memory)->regions(), region) == (*memory)->regions().end();
+  });
   reconfigure(features_, std::move(*memory), log_);
   return {};
 }
@@ -65,10 +70,20 @@ Result<void> Backend::get_max_mem_slots(VhostMessage&, VhostMessage& reply) {
   return {};
 }
 
+// QEMU before 8.0 adds and removes every slot once for each queue pair, over the one connection: a slot that is there
+// is added again by counting it, and goes with its last removal.
 Result<void> Backend::add_mem_reg(VhostMessage& request, VhostMessage&) {
   const VhostMemRegion added = request.as<VhostSingleRegion>().region;
   std::vector<std::shared_ptr<MappedRegion>> regions;
   if (memory_) regions = memory_->regions();
+  struct stat file{};
+  if (::fstat(request.fds.front().get(), &file) != 0) return Error{errno, "look at a memory file"};
+  for (const auto& mapped : regions) {
+    if (!same_place(*mapped, added, file)) continue;
+    if (added_again_.size() >= kMaxRepeats) return Error{0, "the same memory slots are added over and over"};
+    added_again_.push_back(mapped);
+    return {};
+  }
   if (regions.size() >= kMaxMemSlots)
     return Error{0, "all " + std::to_string(kMaxMemSlots) + " memory slots are in use"};
   auto region = MappedRegion::map(request.fds.front().get(), GuestPhys{added.guest}, added.bytes,
@@ -84,10 +99,14 @@ Result<void> Backend::rem_mem_reg(VhostMessage& request, VhostMessage&) {
   const VhostMemRegion gone = request.as<VhostSingleRegion>().region;
   std::vector<std::shared_ptr<MappedRegion>> regions;
   if (memory_) regions = memory_->regions();
-  const size_t erased = std::erase_if(regions, [&](const std::shared_ptr<MappedRegion>& region) {
+  const auto named = [&](const std::shared_ptr<MappedRegion>& region) {
     return region->guest == gone.guest && region->bytes == gone.bytes && region->frontend == gone.frontend;
-  });
-  if (erased == 0) return Error{0, "no such memory region"};
+  };
+  if (const auto again = std::ranges::find_if(added_again_, named); again != added_again_.end()) {
+    added_again_.erase(again);
+    return {};
+  }
+  if (std::erase_if(regions, named) == 0) return Error{0, "no such memory region"};
   return use_regions(std::move(regions));
 }
 

@@ -104,10 +104,13 @@ Result<void> Backend::get_vring_base(VhostMessage& request, VhostMessage& reply)
   ring.wish.kick.reset();
   ring.broken.clear();
   ring.waiting = plan_ring(ring.wish, ring.broken).why;
-  uint32_t base = ring.wish.base.value_or(0);
+  // QEMU before 8.1 resets the device first and asks afterwards, and goes on from the answer when a paused guest runs
+  // on.
+  const std::optional<uint32_t> stopped_at = ring.wish.base ? ring.wish.base : ring.reset_base;
+  uint32_t base = stopped_at.value_or(0);
   if (features_ && has_feature(*features_, VIRTIO_F_RING_PACKED)) {
     // Everything taken was given back, so the used half equals the available half. A ring that never ran is in lap one.
-    const uint32_t half = ring.wish.base ? base & 0xffff : 0x8000;
+    const uint32_t half = stopped_at ? base & 0xffff : 0x8000;
     base = half | half << 16;
   }
   reply.set(VhostVringState{state.index, base});

@@ -127,7 +127,7 @@ def test_a_guest_without_offloads_gets_whole_segments(lab: Lab) -> None:
     lab.guests["vm1"].run("ethtool -K eth0 tso on", check=False)
     moved_bytes(lab.guests["vm1"], lab.guests["vm3"], ADDRESS["vm3"])
     assert lab.switch.settle().sum("switch_port_segmented_frames_total", port="vm3") > before
-    errors = lab.guests["vm3"].run("cat /proc/net/snmp | grep '^Tcp:' | tail -1 | cut -d' ' -f15")
+    errors = lab.guests["vm3"].run("cat /proc/net/snmp | grep '^Tcp:' | tail -1 | cut -d' ' -f16")
     assert int(errors) == 0, "TCP segments with a bad checksum"
 
 

@@ -59,6 +59,22 @@ TEST_CASE("Backend: rings wait while their memory is away and run on when it is 
   CHECK(open_descriptors() == descriptors);
 }
 
+TEST_CASE("Backend: a slot added once per queue pair stays until it was removed as often") {
+  BackendBed bed;
+  bed.run();
+  const VhostSingleRegion slot{0, bed.whole()};
+  const size_t mappings = guest_mappings();
+  CHECK(bed.ask(VhostRequest::kAddMemReg, slot, {bed.memory.fd()}) == 0);
+  CHECK(bed.ask(VhostRequest::kAddMemReg, slot, {bed.memory.fd()}) == 0);
+  CHECK(guest_mappings() == mappings);
+  CHECK(bed.ask(VhostRequest::kRemMemReg, slot) == 0);
+  CHECK(bed.ask(VhostRequest::kRemMemReg, slot) == 0);
+  CHECK(bed.live(1));
+  CHECK(bed.ask(VhostRequest::kRemMemReg, slot) == 0);
+  CHECK_FALSE(bed.live(1));
+  CHECK(bed.ask(VhostRequest::kRemMemReg, slot) == 1);
+}
+
 TEST_CASE("Backend: slots come and go under running rings without touching the ring's own region") {
   BackendBed bed;
   bed.run();
