@@ -118,8 +118,8 @@ class Verbs(click.Group):
         name = args[0] if args else ""
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see `swctl --help`"
-            raise click.UsageError(f"there is no verb {name!r}: {hint}", ctx)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"there is no verb {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 

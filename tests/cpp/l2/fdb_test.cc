@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Why so long: one test for each rule of the table, and the random comparison with a map at the end.
 #include "l2/fdb.h"
 
 #include <doctest/doctest.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a hostile or broken guest may write at each field of its rings: it costs that guest a buffer or its ring, is
 // counted under a name, and nothing else happens. RawGuest's memory ends in inaccessible pages.
+// Why so long: every field of both ring kinds has its wrong values.
 #include <doctest/doctest.h>
 
 #include <functional>
