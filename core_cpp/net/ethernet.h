@@ -28,7 +28,7 @@ inline constexpr Mac kMacBroadcast = kMacMask;
 
 inline Mac load_mac(const void* from) {
   return __builtin_bswap64(load_unaligned<uint64_t>(from)) >> 16;
-}                                                                      // reads 8 bytes
+}  // reads 8 bytes
 constexpr bool is_multicast(Mac mac) { return (mac >> 40 & 1) != 0; }  // broadcast included
 
 }  // namespace sw

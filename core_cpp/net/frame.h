@@ -70,8 +70,9 @@ struct Batch {
 void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t bytes);
 
 // Make the frame leave with / without an 802.1Q tag. Both can be applied in any order any number of times (a flooded
-// frame leaves tagged here and untagged there). Offsets in `vnet` move along. Needs head_len >= 14 (18 if tagged). A tag that
-// is there already is rewritten to `tci`. The source's offsets may be nonsense: they saturate, and the egress checks them.
+// frame leaves tagged here and untagged there). Offsets in `vnet` move along. Needs head_len >= 14 (18 if tagged). A
+// tag that is there already is rewritten to `tci`. The source's offsets may be nonsense: they saturate, and the egress
+// checks them.
 void shape_tagged(Frame& frame);
 void shape_untagged(Frame& frame);
 

@@ -81,8 +81,9 @@ class Backend {
     std::unique_ptr<DeviceRx> rx;
     std::unique_ptr<DeviceTx> tx;
     std::optional<uint32_t> reset_base;  // where a device reset found it
-    std::string waiting;  // why it does not run, for a person; empty when it runs
-    std::string broken;   // why it was stopped for good; until the front-end stops it too
+    bool seen_running = false;           // on this connection: the front-end knows its place from us
+    std::string waiting;                 // why it does not run, for a person; empty when it runs
+    std::string broken;                  // why it was stopped for good; until the front-end stops it too
 
     [[nodiscard]] DeviceRing* live() const;
   };
@@ -177,6 +178,7 @@ class Backend {
   void reconfigure(std::optional<uint64_t> features, std::shared_ptr<const GuestMemory> memory,
                    std::shared_ptr<DirtyLog> log);
   void start(Ring& ring);
+  [[nodiscard]] uint16_t packed_base(const Ring& ring, const DeviceRingConfig& config) const;
   void retire(Ring& ring);
   void stop_all();
   void break_ring(Ring& ring, const std::string& why);
@@ -198,7 +200,7 @@ class Backend {
   bool memory_table_seen_ = false;
   std::shared_ptr<const GuestMemory> memory_;
   std::vector<std::shared_ptr<MappedRegion>> added_again_;  // slots of memory_, once for each repeated ADD_MEM_REG
-  std::shared_ptr<DirtyLog> log_;  // as SET_LOG_BASE gave it; in force while LOG_ALL is on
+  std::shared_ptr<DirtyLog> log_;                           // as SET_LOG_BASE gave it; in force while LOG_ALL is on
   std::vector<Ring> rings_;
   std::optional<std::array<uint8_t, 60>> rarp_;  // waits for a ring to deliver it
 };

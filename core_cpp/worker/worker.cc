@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -26,7 +27,19 @@ constexpr uint64_t kPauseUs = 60;
 constexpr uint64_t kNapUs = 1000;
 constexpr uint32_t kNapMinNs = 2'000;
 constexpr uint32_t kNapMaxNs = 50'000;
+constexpr uint64_t kPatienceNs = 20'000'000;  // wait_passed: then the worker is taken out of whatever call it hangs in
 constexpr int kBlockMs = 1000;  // a blocked worker still turns over once a second, so that its counters move
+
+// A peer can make its eventfd blocking and full behind our back, and a worker that signals it then hangs in write().
+// The signal ends the call with EINTR; what it does else is nothing.
+const int kNudgeSignal = SIGRTMIN + 5;
+
+void install_nudge_handler() {
+  struct sigaction action{};
+  action.sa_handler = [](int) {};
+  action.sa_flags = 0;  // no SA_RESTART: the call must end
+  ::sigaction(kNudgeSignal, &action, nullptr);
+}
 
 uint32_t batch_bucket(uint32_t frames) { return static_cast<uint32_t>(std::bit_width(frames)) - 1; }
 
@@ -53,7 +66,9 @@ Result<void> Worker::start(const Plan* plan) {
     if (error != 0) return Error{error, "pin worker " + std::to_string(index_) + " to CPU " + std::to_string(cpu_)};
   }
   plan_.store(plan, std::memory_order_release);
+  install_nudge_handler();
   thread_ = std::thread([this] { run(); });
+  thread_id_posix_ = thread_.native_handle();
   return {};
 }
 
@@ -77,11 +92,18 @@ void Worker::publish(const Plan* plan) {
 
 void Worker::wait_passed(uint64_t generation) const {
   if (!thread_.joinable()) return;  // not started: nobody uses any plan
+  uint64_t nudge_at_ns = 0;
   for (uint32_t spins = 0; seen_generation_.load(std::memory_order_acquire) < generation; ++spins) {
     if (spins < 1000) {
       _mm_pause();
-    } else {
-      ::sched_yield();  // the worker may share our CPU
+      continue;
+    }
+    ::sched_yield();  // the worker may share our CPU
+    const uint64_t now = monotonic_ns();
+    if (nudge_at_ns == 0) nudge_at_ns = now + kPatienceNs;
+    if (now > nudge_at_ns) {
+      ::pthread_kill(thread_id_posix_, kNudgeSignal);
+      nudge_at_ns = now + kPatienceNs;
     }
   }
 }

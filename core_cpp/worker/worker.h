@@ -2,14 +2,19 @@
 // Worker: a pinned polling thread. It moves frames from the receive queues of its plan to the transmit queues of
 // theirs.
 //
-// Theory of operation. One loop: look at the plan pointer; poll every receive queue once (peek a batch, decide, send
-// each destination's group, give the batch back); then one full fence and all notifications that the loop left owing.
-// Nothing in it locks, allocates or calls the kernel, but for those notifications and for going to sleep.
-//   Quiescence: `seen_generation` is stored (release) after a plan was adopted. When it has reached G, the worker holds
-//   no pointer of any plan before G: the control side may free those plans and change the queues they named. Sleep
-//   (adaptive): spin, then pause, then short naps, then ask every queue for notifications, look once more (arm), and
+// Theory of operation. One loop: look at the plan pointer; poll every receive queue once (peek a batch, decide, send each
+// destination's group, give the batch back); then one full fence and all notifications that the loop left owing. Nothing
+// in it locks, allocates or calls the kernel, but for those notifications and for going to sleep.
+//
+// - Quiescence: `seen_generation` is stored (release) after a plan was adopted. When it has reached G, the worker holds no
+//   pointer of any plan before G: the control side may free those plans and change the queues they named.
+// - Sleep (adaptive): spin, then pause, then short naps, then ask every queue for notifications, look once more (arm), and
 //   block in epoll. publish() and stop() write the wake eventfd, so a sleeping worker passes at once.
+// - A worker that a hostile peer holds in a system call (a full eventfd made blocking) is taken out of it by a signal when
+//   somebody waits for it: one guest cannot stop the control side.
 #pragma once
+
+#include <pthread.h>
 
 #include <array>
 #include <atomic>
@@ -107,6 +112,7 @@ class Worker {
   Forwarder forwarder_;
   Egress egress_;
   std::thread thread_;
+  pthread_t thread_id_posix_{};  // of thread_, for const access
 };
 
 }  // namespace sw

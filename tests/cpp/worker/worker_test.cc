@@ -187,6 +187,35 @@ TEST_CASE("worker: two workers share a transmit queue under its lock, and no fra
   }
 }
 
+TEST_CASE("worker: a peer that blocks its eventfd cannot hold up a change of plan") {
+  class BlockingTx : public RecordingTx {
+   public:
+    using RecordingTx::RecordingTx;
+    void notify() override {
+      entered = true;
+      const uint64_t most = UINT64_MAX - 1;
+      (void)!::write(fd.get(), &most, sizeof most);  // fills the counter
+      (void)!::write(fd.get(), &most, sizeof most);  // hangs: nobody reads it
+    }
+    const UniqueFd fd{::eventfd(0, 0)};
+    std::atomic<bool> entered{false};
+  };
+  House house;
+  QueueCounters counters;
+  BlockingTx blocking(counters);
+  auto plan = house.plan();
+  plan->workers[0].tx[1].queues = {&blocking};
+  Crew crew({-1}, Polling::kBusy);
+  REQUIRE(crew.start());
+  house.rx[0].feed({ethernet(kB, kA)});
+  crew.publish(std::move(plan));
+  REQUIRE(within_seconds(10, [&] { return blocking.entered.load(); }));
+  crew.publish(house.plan());  // returns: that is the test
+  house.rx[0].feed({ethernet(kB, kA)});
+  CHECK(within_seconds(10, [&] { return house.tx_counters[1].frames.get() == 1; }));
+  crew.stop();
+}
+
 TEST_CASE("worker: a CPU that does not exist is an error that names it") {
   Worker worker(3, 1000, Polling::kBusy);
   auto plan = empty_plan(4);
