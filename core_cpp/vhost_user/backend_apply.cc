@@ -8,6 +8,7 @@
 
 #include "vhost_user/backend.h"
 #include "vhost_user/backend_detail.h"
+#include "virtio/packed_position.h"
 #include "virtio/spec.h"
 
 namespace sw {
@@ -149,11 +150,29 @@ void Backend::reconfigure(std::optional<uint64_t> features, std::shared_ptr<cons
   }
 }
 
+// Where a packed ring begins. When a switch died, QEMU repeats the place from which that one had started, so on a new
+// connection the ring itself is asked, if it was used in a way that lets it answer.
+uint16_t Backend::packed_base(const Ring& ring, const DeviceRingConfig& config) const {
+  const auto told = static_cast<uint16_t>(config.base);
+  if (ring.seen_running || !has_feature(config.features, VIRTIO_F_INDIRECT_DESC) ||
+      has_feature(config.features, VIRTIO_F_IN_ORDER)) {
+    return told;
+  }
+  const uint16_t found = find_packed_position(config.ring.descriptors, config.ring.size).value_or(told);
+  if (found != told) {
+    host_.event("ring_resumed", ring_name(index_of(ring)) + ": goes on at slot " + std::to_string(found & 0x7fff) +
+                                    ", the front-end knew of " + std::to_string(told & 0x7fff));
+  }
+  return found;
+}
+
 void Backend::start(Ring& ring) {
-  const Plan plan = plan_ring(ring.wish, ring.broken);
+  Plan plan = plan_ring(ring.wish, ring.broken);
   ring.waiting = plan.why;
   if (!plan.ready) return;
   const size_t index = index_of(ring);
+  if (has_feature(plan.config.features, VIRTIO_F_RING_PACKED)) plan.config.base = packed_base(ring, plan.config);
+  ring.seen_running = true;
   if (plan.config.call_fd >= 0) (void)make_nonblocking(plan.config.call_fd);
   if (is_rx(index)) {
     ring.rx = make_device_rx(plan.config, config_.rx_counters[index / 2]);

@@ -25,7 +25,7 @@ from tests.unit.test_grafana import GRAFANA, expressions
 pytestmark = pytest.mark.interop
 
 # Silent on a healthy switch: nothing to sum while nothing is lost or refused.
-MAY_BE_EMPTY = ("drop", "lose", "lost", "losses", "events", "$")
+MAY_BE_EMPTY = ("restart", "drop", "lose", "lost", "losses", "events", "$")
 
 
 @dataclass
