@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 
+#include "base/cpu.h"
 #include "net/frame.h"
 #include "net/packet.h"
 
@@ -17,6 +18,8 @@ namespace sw {
 
 // Sum of 16-bit words in memory order, added to `sum`. An odd last byte counts as if a zero followed.
 uint64_t sum_bytes(const uint8_t* data, size_t bytes, uint64_t sum = 0);
+// The same with the instructions of `level`, which the CPU must have: for tests and benchmarks.
+uint64_t sum_bytes_at(VectorLevel level, const uint8_t* data, size_t bytes, uint64_t sum = 0);
 
 // The 16-bit ones' complement sum. A checksum is its complement.
 constexpr uint16_t fold_sum(uint64_t sum) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 
 #include "base/bytes.h"
 #include "net/offload_frames.h"
@@ -138,5 +139,20 @@ TEST_CASE("sum_frame: equals the sum of the linear frame however the body is cut
     const auto offset = static_cast<uint32_t>(random() % (bytes.size() + 1));
     const uint16_t fast = swap(fold_sum(sum_frame(borrowed.frame, offset)));
     REQUIRE(fast % 0xffff == naive_sum(bytes, offset, bytes.size()) % 0xffff);
+  }
+}
+
+TEST_CASE("checksum: the AVX2 twin agrees with the plain one, at any length and alignment") {
+  if (vector_level() < VectorLevel::kAvx2) {
+    MESSAGE("left out: this CPU has no AVX2");
+    return;
+  }
+  std::mt19937_64 random(7);
+  std::vector<uint8_t> bytes(4096 + 64);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  for (size_t length = 0; length <= 4000; length += length < 300 ? 1 : 37) {
+    const size_t start = random() % 64;
+    CHECK(sum_bytes_at(VectorLevel::kAvx2, &bytes[start], length, 5) ==
+          sum_bytes_at(VectorLevel::kBase, &bytes[start], length, 5));
   }
 }
