@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,8 +54,25 @@ class Target:
     worker_cpus: tuple[int, ...]
 
 
-def read_target(file: Path) -> Target:
-    from switch.config import load_config
+def is_taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def read_target(file: Path, folder: Path) -> Target:
+    """Where its metrics address is taken (by a switch that runs already, say), a copy in `folder` has another one."""
+    from switch.config import dump_config, load_config
     from switch.errors import ConfigError
 
     try:
@@ -68,6 +87,12 @@ def read_target(file: Path) -> Target:
     if config.metrics.listen is None:
         raise DemoError(f"{file}: the demo shows what /metrics says, but metrics.listen is off")
     host, port = config.metrics.listen
+    if is_taken(host, port):
+        taken, port = port, free_port(host)
+        print(f"port {taken} is in use, so /metrics is on port {port} this time")
+        metrics = config.metrics.model_copy(update={"listen": (host, port)})
+        file = folder / file.name
+        file.write_text(dump_config(config.model_copy(update={"metrics": metrics})))
     shown = f"[{host}]" if ":" in host else host or "127.0.0.1"
     return Target(
         file,
@@ -156,8 +181,8 @@ def guest_cpus(target: Target) -> tuple[int, int]:
 def guest_commands(target: Target, cpus: tuple[int, int]) -> dict[str, list[str]]:
     """Guests that share a CPU poll in turn, in one process; others get a process each."""
     guests = [
-        ["--socket", socket, "--mac", MACS[index], "--peer-mac", MACS[1 - index]]
-        for index, (_, socket) in enumerate(target.ports)
+        ["--socket", path, "--mac", MACS[index], "--peer-mac", MACS[1 - index]]
+        for index, (_, path) in enumerate(target.ports)
     ]
     common = [sys.executable, "-m", "switch.testing.traffic", "--duration", "0", "--size", str(FRAME_BYTES)]
     if cpus[0] == cpus[1]:
@@ -212,7 +237,7 @@ def watch(target: Target, children: dict[str, tuple[subprocess.Popen[bytes], Pat
 def verdict(target: Target, first: dict[str, Totals], last: dict[str, Totals]) -> bool:
     """Whether frames came out of both ports that had gone in at the other."""
     fine = True
-    for name, socket in target.ports:
+    for name, path in target.ports:
         start, end = first.get(name, Totals()), last.get(name, Totals())
         received = int(end.of("receive_frames") - start.of("receive_frames"))
         transmitted = int(end.of("transmit_frames") - start.of("transmit_frames"))
@@ -220,18 +245,20 @@ def verdict(target: Target, first: dict[str, Totals], last: dict[str, Totals]) -
         if not received or not transmitted:
             fine = False
             what = "nothing came from its guest" if not received else "nothing reached its guest"
-            print(f"{name}: {what} at {socket}", file=sys.stderr)
+            print(f"{name}: {what} at {path}", file=sys.stderr)
     return fine
 
 
 def run(file: Path, duration: float) -> bool:
-    target = read_target(file)
-    cpus = guest_cpus(target)
-    for path in (target.control, *(socket for _, socket in target.ports)):
-        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with contextlib.ExitStack() as house:
         logs = Path(house.enter_context(tempfile.TemporaryDirectory(prefix="switch-demo-")))
-        switchd = [sys.executable, "-m", "switch.daemon", "--config", str(file), "--fresh"]
+        target = read_target(file, logs)
+        cpus = guest_cpus(target)
+        for path in (target.control, *(path for _, path in target.ports)):
+            if not Path(path).parent.exists():
+                Path(path).parent.mkdir(mode=0o755, parents=True)
+                house.callback(shutil.rmtree, Path(path).parent, ignore_errors=True)
+        switchd = [sys.executable, "-m", "switch.daemon", "--config", str(target.file), "--fresh"]
         daemon = house.enter_context(process(switchd, logs / "switchd.log"))
         first = wait_for_switch(daemon, target, logs / "switchd.log")
         children = {"switchd": (daemon, logs / "switchd.log")}
