@@ -63,7 +63,11 @@ Result<void> Datapath::start() {
 // small ones. Without huge pages the heap is as good as a region of small pages, and takes nothing that is not used.
 Result<void> Datapath::reserve_memory() {
   if (options_.hugepages == HugePages::kOff) return {};
-  auto region = HugeRegion::make({.name = "switch-memory", .bytes = options_.memory_bytes, .huge = options_.hugepages});
+  auto region = HugeRegion::make({.name = "switch-memory",
+                                  .bytes = options_.memory_bytes,
+                                  .huge = options_.hugepages,
+                                  .huge_page_bytes = options_.huge_page_bytes,
+                                  .numa_node = options_.numa_node});
   if (!region) return region.error();
   if (!region->warning().empty()) warnings_.push_back(region->warning());
   if (region->page_bytes() >= kHugePage2M) memory_ = std::make_unique<Arena>(std::move(*region));

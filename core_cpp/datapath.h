@@ -25,6 +25,8 @@ struct DatapathOptions {
   Polling polling = Polling::kAdaptive;
   HugePages hugepages = HugePages::kAuto;
   size_t memory_bytes = 64U << 20;  // of the arena for MAC tables
+  size_t huge_page_bytes = kHugePage2M;
+  int numa_node = -1;  // -1: wherever the kernel likes
 };
 
 // A port as it should be: what the port itself needs, and what the switch decides about it.

@@ -20,7 +20,9 @@ class DatapathOptions:
     workers: tuple[int, ...]  # one CPU number per worker thread; at least one
     polling: str = "adaptive"  # "adaptive" or "busy"
     hugepages: str = "auto"  # "auto", "required" or "off": for the switch's own memory
-    memory_bytes: int = 64 << 20  # of the switch's own region (rings of virtiouser ports, scratch)
+    memory_bytes: int = 64 << 20  # of the switch's own region, for its MAC tables
+    huge_page_bytes: int = 2 << 20  # or 1 << 30
+    numa_node: int = -1  # -1: wherever the kernel likes
     pin: bool = True  # False: leave worker threads unpinned (demo on a machine with one CPU)
 
 

@@ -69,7 +69,9 @@ class NativeDatapath:
     def __init__(self, options: DatapathOptions) -> None:
         self._options = options
         cpus = list(options.workers) if options.pin else [-1] * len(options.workers)
-        self._core = _core.Datapath(cpus, options.polling, options.hugepages, options.memory_bytes)
+        self._core = _core.Datapath(
+            cpus, options.polling, options.hugepages, options.memory_bytes, options.huge_page_bytes, options.numa_node
+        )
 
     def start(self) -> None:
         try:

@@ -232,7 +232,12 @@ def plan(running: State, wanted: State) -> list[Step]:
 
 def options_changes(running: DatapathOptions, wanted: DatapathOptions) -> list[Change]:
     """What no step can do: it needs a restart of the daemon."""
-    names = {"hugepages": "memory.hugepages", "memory_bytes": "memory.size"}
+    names = {
+        "hugepages": "memory.hugepages",
+        "memory_bytes": "memory.size",
+        "huge_page_bytes": "memory.page",
+        "numa_node": "memory.numa_node",
+    }
     return [
         Change(f"switch.{names.get(change.field, change.field)}", change.old, change.new)
         for change in _differences(running, wanted)

@@ -29,16 +29,20 @@ auto without_gil(Call call) {
 
 void bind_datapath(py::module_& module) {
   py::class_<Datapath>(module, "Datapath")
-      .def(py::init([](std::vector<int> cpus, const std::string& polling, const std::string& hugepages, size_t bytes) {
+      .def(py::init([](std::vector<int> cpus, const std::string& polling, const std::string& hugepages, size_t bytes,
+                       size_t page_bytes, int numa_node) {
              return std::make_unique<Datapath>(
                  DatapathOptions{.worker_cpus = std::move(cpus),
                                  .polling = polling == "busy" ? Polling::kBusy : Polling::kAdaptive,
                                  .hugepages = hugepages == "required" ? HugePages::kRequired
                                               : hugepages == "off"    ? HugePages::kOff
                                                                       : HugePages::kAuto,
-                                 .memory_bytes = bytes});
+                                 .memory_bytes = bytes,
+                                 .huge_page_bytes = page_bytes,
+                                 .numa_node = numa_node});
            }),
-           py::arg("worker_cpus"), py::arg("polling"), py::arg("hugepages"), py::arg("memory_bytes"))
+           py::arg("worker_cpus"), py::arg("polling"), py::arg("hugepages"), py::arg("memory_bytes"),
+           py::arg("huge_page_bytes"), py::arg("numa_node"))
       .def("warnings", &Datapath::warnings)
       .def("start", [](Datapath& self) { without_gil([&] { return self.start(); }); })
       .def("stop", &Datapath::stop, NoGil())
