@@ -19,6 +19,13 @@ namespace sw {
 
 namespace {
 
+Error no_such_node(int code, const RegionRequest& request) {
+  std::string nodes = "unknown";
+  std::getline(std::ifstream("/sys/devices/system/node/online"), nodes);
+  return {code, "place " + request.name + " on NUMA node " + std::to_string(request.numa_node) +
+                    " (nodes of this machine: " + nodes + ")"};
+}
+
 constexpr int kMaxNumaNodes = 1024;
 
 std::optional<uint64_t> read_number(const std::string& path) {
@@ -86,7 +93,7 @@ struct RegionMaker {
     const int mode = huge ? MPOL_BIND : MPOL_PREFERRED;
     if (bind_to_node(region.data(), region.size(), request.numa_node, mode) == 0) return {};
     if (errno == ENOSYS && request.numa_node == 0) return {};  // a kernel without NUMA has just this node
-    return Error{errno, "place " + request.name + " on NUMA node " + std::to_string(request.numa_node)};
+    return no_such_node(errno, request);
   }
 
   static void warn(HugeRegion& region, std::string warning) { region.warning_ = std::move(warning); }
@@ -132,7 +139,7 @@ std::string huge_page_advice(const HugePagePool& pool, size_t page_bytes, uint64
 Result<HugeRegion> HugeRegion::make(const RegionRequest& request) {
   if (request.bytes == 0) return Error{EINVAL, "make the memory region " + request.name + " of 0 bytes"};
   if (request.numa_node >= kMaxNumaNodes) {
-    return Error{EINVAL, "place " + request.name + " on NUMA node " + std::to_string(request.numa_node)};
+    return no_such_node(EINVAL, request);
   }
   const auto normal_page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   if (request.huge == HugePages::kOff) return RegionMaker::attempt(request, normal_page, false);
