@@ -148,15 +148,30 @@ venv() {
   stamp=.venv/installed
   if [ "$(cat $stamp 2>/dev/null)" != "$now" ] && [ "$(cat $stamp 2>/dev/null)" != "[test]${now#"$extra"}" ]; then
     say "building and installing the project into .venv"
-    .venv/bin/pip install -q --disable-pip-version-check -e ".$extra" >build/pip.log 2>&1 || { tail -n 40 build/pip.log >&2; exit 1; }
+    builders_in_venv
+    # Without isolation paths stay the same from build to build, so that only what changed is compiled again.
+    .venv/bin/pip install -q --disable-pip-version-check --no-build-isolation -e ".$extra" >build/pip.log 2>&1 ||
+      { tail -n 40 build/pip.log >&2; exit 1; }
     printf '%s' "$now" >$stamp
   fi
 }
 
-# Checkers at pinned versions; cmake and ninja too where the system has none and we may not install them.
+# What pyproject.toml builds with; cmake and ninja too where the system has none and we may not install them.
+builders_in_venv() {
+  local wanted stamp=.venv/builders
+  wanted=$(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")')
+  have cmake || wanted="$wanted"$'\ncmake'
+  have ninja || wanted="$wanted"$'\nninja'
+  [ "$(cat $stamp 2>/dev/null)" = "$wanted" ] && return
+  printf '%s\n' "$wanted" >build/builders.txt
+  .venv/bin/pip install -q --disable-pip-version-check -r build/builders.txt >build/pip.log 2>&1 || { tail -n 20 build/pip.log >&2; exit 1; }
+  printf '%s' "$wanted" >$stamp
+}
+
+# Checkers at pinned versions.
 tools_in_venv() {
   local wanted stamp=.venv/tools
-  wanted="$(cat tools/lint-requirements.txt; have cmake || echo cmake; have ninja || echo ninja)"
+  wanted=$(cat tools/lint-requirements.txt)
   [ "$(cat $stamp 2>/dev/null)" = "$wanted" ] && return
   say "installing checkers into .venv"
   printf '%s\n' "$wanted" >build/tools.txt
