@@ -10,6 +10,7 @@ a thing would wait for each other: one of them is then removed first and added l
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -53,15 +54,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(ABC):
     """One call to the datapath. `subject` is the name of the bridge or port, `describe()` one line for a person."""
 
     verb: ClassVar[str] = ""
     impact: ClassVar[Impact] = Impact.NONE
 
     @property
-    def subject(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def subject(self) -> str: ...
 
     @property
     def changes(self) -> tuple[Change, ...]:
