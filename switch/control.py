@@ -226,7 +226,7 @@ class Control:
             if old is not None:
                 if exist_ok and old == spec:
                     return False
-                differs = ", ".join(map(str, ReplacePort(old, spec).changes)) or "nothing differs; --exist-ok accepts that"
+                differs = ", ".join(map(str, ReplacePort(old, spec).changes)) or "same; --exist-ok accepts it"
                 raise Exists(f"port {spec.name} exists already ({differs}); change it with set-port")
             self._check_free(spec)
             running = self.reconciler.running
