@@ -106,6 +106,15 @@ def cpp_tsan() -> None:
     run(*unrandomised(), "ctest", "--preset", "tsan", "-R", f"^({names})$")
 
 
+def gates() -> None:
+    """Instructions of the hot path against tests/gates/limits.json."""
+    if not find("addr2line"):
+        raise LeftOut("addr2line is missing: apt-get install binutils")
+    run("cmake", "--preset", "gates", quiet=True)
+    run("cmake", "--build", "--preset", "gates", "--parallel", "2", "--target", "gate", quiet=True)
+    run(ROOT / ".venv/bin/python", "-m", "tests.gates", "check")
+
+
 def fuzz(seconds: int) -> None:
     """Every target for so long, two at a time, from its kept corpus. What crashes one is left in build/fuzz-found."""
     if not find("clang++-14"):
@@ -180,6 +189,7 @@ def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
         **check,
         **cpp,
         "C++ threads under TSan": cpp_tsan,
+        "instruction gates": gates,
         f"fuzz, {seconds} s a target": lambda: fuzz(seconds),
         "pytest": pytest(*LOCAL_PYTEST, "tests/interop", most=1800),
     }
