@@ -107,22 +107,29 @@ system() {
     have busybox || unpack busybox-static || true
     have promtool || { say "fetching prometheus (unpacked below build/, not installed)" && unpack prometheus; } ||
       say "no promtool: tests of rules and scrapes are left out"
-    kernel || say "no guest kernel: tests with QEMU guests are left out"
+    kernel virtio_net linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 ||
+      say "no guest kernel: tests with QEMU guests are left out"
+    kernel 9pnet_virtio linux-image-amd64 linux-image-generic ||
+      say "no kernel for test machines: tests of vhost-net and rdma_rxe are left out"
   fi
 }
 
-# A distribution kernel for the test guests.
+# A distribution kernel with a module ($1) that the tests need, from the first of these packages that can be had.
 kernel() {
-  compgen -G "$unpacked/boot/vmlinuz-*" >/dev/null && return
+  local meta image module=$1
+  shift
+  compgen -G "$unpacked/lib/modules/*" >/dev/null && [ -n "$(find "$unpacked/lib/modules" -name "$module.ko*" -print -quit)" ] && return
   have apt-cache || return 1
-  local meta image
-  for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-amd64; do
+  for meta; do
     image=$(apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
     [ -n "$image" ] || continue
     say "fetching $image (unpacked below build/, not installed)"
     unpack "$image" || continue
-    # Ubuntu keeps the modules in a package of their own.
-    [ -d "$unpacked/lib/modules" ] || unpack "${image/linux-image-/linux-modules-}" || continue
+    # Ubuntu keeps the modules in packages of their own.
+    [ -d "$unpacked/lib/modules/${image#linux-image-}" ] || {
+      unpack "${image/linux-image-/linux-modules-}" || continue
+      unpack "${image/linux-image-/linux-modules-extra-}" || true
+    }
     return 0
   done
   return 1

@@ -13,6 +13,7 @@ import lzma
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def kernel() -> Path:
     return found[-1]
 
 
+def modules_of(kernel_image: Path) -> Path:
+    """The folder of a kernel's modules."""
+    return needs.UNPACKED / "lib/modules" / kernel_image.name.removeprefix("vmlinuz-")
+
+
 def module_bytes(path: Path) -> bytes:
     data = path.read_bytes()
     if path.suffix == ".xz":
@@ -85,9 +91,13 @@ def module_bytes(path: Path) -> bytes:
     return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
-def modules(root: Path) -> dict[str, bytes]:
-    """The wanted modules and what they depend on, in the order to load them. One that is missing is built in."""
-    files = {re.sub(r"\.ko.*", "", path.name).replace("-", "_"): path for path in root.rglob("*.ko*")}
+def modules(root: Path, wanted: Iterable[str] = MODULES, extra: Iterable[Path] = ()) -> dict[str, bytes]:
+    """The wanted modules and what they depend on, in the order to load them. One that is missing is built in.
+
+    `extra` are files of modules that are not in the kernel's package; they are found by their names too.
+    """
+    paths = [*root.rglob("*.ko*"), *extra]
+    files = {re.sub(r"\.ko.*", "", path.name).replace("-", "_"): path for path in paths}
     order: dict[str, bytes] = {}
 
     def load(name: str) -> None:
@@ -99,7 +109,7 @@ def modules(root: Path) -> dict[str, bytes]:
             load(other.replace("-", "_"))
         order[name] = data
 
-    for name in MODULES:
+    for name in wanted:
         load(name)
     return order
 
@@ -114,7 +124,7 @@ def build(folder: Path) -> Image:
     version = image.name.removeprefix("vmlinuz-")
     programs = {name: needs.program(name, package) for name, package in PROGRAMS}
     programs["busybox"] = needs.program("busybox", "busybox-static")
-    wanted = modules(needs.UNPACKED / "lib/modules" / version)
+    wanted = modules(modules_of(image))
     shared = sorted(set().union(*(libraries(path) for path in programs.values())))
 
     archive = Archive()
@@ -131,12 +141,15 @@ def build(folder: Path) -> Image:
         archive.file(f"bin/{name}", Path(path_text).read_bytes())
     for library in shared:
         archive.file(library.lstrip("/"), Path(library).read_bytes())
-    data = archive.finish()
+    return Image(image, store(archive.finish(), folder, f"initramfs-{version}"))
 
+
+def store(data: bytes, folder: Path, name: str) -> Path:
+    """The file of a finished archive in `folder`, written unless it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"initramfs-{version}-{hashlib.sha256(data).hexdigest()[:16]}.gz"
+    target = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.gz"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}")
         partial.write_bytes(gzip.compress(data, 1))
         partial.rename(target)
-    return Image(image, target)
+    return target
