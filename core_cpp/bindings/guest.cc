@@ -5,8 +5,10 @@
 
 #include <array>
 
+#include "base/clock.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "stats/latency.h"
 #include "vhost_user/features.h"
 #include "vhost_user/guest.h"
 #include "vhost_user/traffic.h"
@@ -114,20 +116,42 @@ TrafficOptions traffic_options(const py::dict& given) {
   const auto take = [&given](const char* name, auto& value) {
     if (given.contains(name)) value = given[name].cast<std::remove_reference_t<decltype(value)>>();
   };
-  take("macs", options.macs);
-  take("peers", options.peers);
+  take("mac", options.mac);
+  take("peer", options.peer);
+  take("pairs", options.pairs);
   take("frame_bytes", options.frame_bytes);
+  take("gso_bytes", options.gso_bytes);
   take("rate", options.rate);
   take("burst", options.burst);
   take("send", options.send);
+  take("idle", options.idle);
+  take("latency", options.latency);
+  std::string touch = "whole";
+  take("touch", touch);
+  if (touch != "whole" && touch != "head" && touch != "never") {
+    throw py::value_error("touch is '" + touch + "', not whole, head or never");
+  }
+  options.touch = touch == "whole"  ? TrafficTouch::kWhole
+                  : touch == "head" ? TrafficTouch::kHead
+                                    : TrafficTouch::kNever;
   return options;
 }
 
-std::unique_ptr<TrafficRunner> make_runner(const std::vector<py::dict>& guests, int cpu) {
+py::dict to_dict(const TrafficLoad& load) {
+  py::dict dict;
+  dict["busy"] = load.busy;
+  dict["idle"] = load.idle;
+  dict["rounds"] = load.rounds;
+  dict["pauses"] = load.pauses;
+  dict["paused"] = load.paused;
+  return dict;
+}
+
+std::unique_ptr<TrafficRunner> make_runner(const std::vector<py::dict>& guests, int cpu, bool poll) {
   std::vector<TrafficOptions> options;
   options.reserve(guests.size());
   for (const py::dict& guest : guests) options.push_back(traffic_options(guest));
-  return std::make_unique<TrafficRunner>(std::move(options), cpu);
+  return std::make_unique<TrafficRunner>(std::move(options), cpu, poll);
 }
 
 }  // namespace
@@ -161,7 +185,7 @@ void bind_guest(py::module_& module) {
       });
 
   py::class_<TrafficRunner>(module, "TrafficRunner")
-      .def(py::init(&make_runner), py::arg("guests"), py::arg("cpu") = -1)
+      .def(py::init(&make_runner), py::arg("guests"), py::arg("cpu") = -1, py::arg("poll") = false)
       .def("start",
            [](TrafficRunner& self) {
              Result<void> started;
@@ -175,16 +199,36 @@ void bind_guest(py::module_& module) {
       .def(
           "wait_ready", [](TrafficRunner& self, double timeout) { return self.wait_ready(to_ms(timeout)); },
           py::arg("timeout"), NoGil())
-      .def("stats", [](TrafficRunner& self) {
-        std::vector<TrafficStats> stats;
-        {
-          const py::gil_scoped_release released;
-          stats = self.stats();
-        }
-        py::list list;
-        for (const TrafficStats& one : stats) list.append(to_dict(one));
-        return list;
-      });
+      .def("stats",
+           [](TrafficRunner& self) {
+             std::vector<TrafficStats> stats;
+             {
+               const py::gil_scoped_release released;
+               stats = self.stats();
+             }
+             py::list list;
+             for (const TrafficStats& one : stats) list.append(to_dict(one));
+             return list;
+           })
+      .def("load", [](const TrafficRunner& self) { return to_dict(self.load()); })
+      .def("latency", &TrafficRunner::latency)
+      .def("set_active", &TrafficRunner::set_active, py::arg("active"))
+      .def("set_sending", &TrafficRunner::set_sending, py::arg("sending"))
+      .def(
+          "set_rate",
+          [](TrafficRunner& self, std::optional<uint64_t> rate) { self.set_rate(rate.value_or(kTrafficOwnRate)); },
+          py::arg("rate"))
+      .def("set_window", &TrafficRunner::set_window, py::arg("frames"));
+
+  module.def("tsc_hz", &tsc_hz, "Ticks of the time stamp counter per second.");
+  module.def(
+      "latency_bounds",
+      [] {
+        std::vector<uint64_t> bounds(LatencyHistogram::kBuckets);
+        for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = LatencyHistogram::lower_bound(i);
+        return bounds;
+      },
+      "The smallest number of ticks of each bucket of TrafficRunner.latency().");
 
   module.def(
       "feature_names", [](uint64_t bits) { return feature_names(bits); }, py::arg("bits"),

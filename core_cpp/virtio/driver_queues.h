@@ -109,6 +109,17 @@ class DriverRxQueue final : public DriverRx {
     return consumed_ != begin;
   }
 
+  uint32_t take(std::span<UsedBuffer> used, bool look) override {
+    if (ring_.ids().failed()) return 0;
+    look ? reap_to<true>(kMaxBatch) : reap_to<false>(kMaxBatch);
+    const uint32_t count = std::min(static_cast<uint32_t>(used.size()), reaped_ - consumed_);
+    for (uint32_t i = 0; i < count; ++i) {
+      const Reaped buffer = at(consumed_++);
+      used[i] = {buffers_.payload(buffer.id), std::max(buffer.len, buffers_.header_bytes) - buffers_.header_bytes};
+    }
+    return count;
+  }
+
   void release() override {
     for (; released_ != consumed_; ++released_) ring_.ids().give_back(at(released_).id, 1);
     post_free_buffers();
@@ -148,6 +159,7 @@ class DriverRxQueue final : public DriverRx {
   }
 
   // Have at least `wanted` pending buffers if the device has used as many.
+  template <bool kPrefetch = true>
   void reap_to(uint32_t wanted) {
     const uint32_t pending = reaped_ - consumed_;
     if (pending >= wanted) return;
@@ -155,8 +167,10 @@ class DriverRxQueue final : public DriverRx {
       const uint32_t room = buffers_.header_bytes + buffers_.bytes;
       if (used == kUsedWhole) used = room;
       if (used > room) return ring_.ids().fail("a used length exceeds its buffer");
-      __builtin_prefetch(buffers_.header(id));
-      __builtin_prefetch(buffers_.payload(id));
+      if constexpr (kPrefetch) {
+        __builtin_prefetch(buffers_.header(id));
+        __builtin_prefetch(buffers_.payload(id));
+      }
       at(reaped_++) = {static_cast<uint32_t>(used), id};
     });
   }
@@ -330,6 +344,26 @@ class DriverTxQueue final : public DriverTx {
     return taken;
   }
 
+  uint32_t lend(std::span<uint8_t*> payloads) override {
+    DriverIds& ids = ring_.ids();
+    if (ids.free_count() < payloads.size()) reclaim();
+    if (ids.failed()) [[unlikely]]
+      return 0;
+    const uint32_t count = std::min(static_cast<uint32_t>(payloads.size()), ids.free_count());
+    for (uint32_t i = 0; i < count; ++i) payloads[i] = buffers_.payload(ids.next_free(i));
+    return count;
+  }
+
+  void commit(uint32_t count, uint32_t bytes) override {
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint16_t id = ring_.ids().next_free(0);
+      put_header({}, id);
+      const DriverPart part{buffers_.device_header(id), buffers_.header_bytes + bytes};
+      ring_.add(&part, 1);
+    }
+    ring_.publish();
+  }
+
   void notify() override {
     if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
   }
@@ -345,7 +379,7 @@ class DriverTxQueue final : public DriverTx {
  private:
   void put_single(const Frame& frame) {
     const uint16_t id = ring_.ids().next_free(0);
-    put_header(frame, id);
+    put_header(header_of(frame), id);
     uint8_t* to = buffers_.payload(id);
     copy_short(to, frame.data(), frame.head_len);
     uint8_t* end = to + frame.head_len;
@@ -362,7 +396,7 @@ class DriverTxQueue final : public DriverTx {
     uint32_t offset = 0;
     for (uint32_t i = 0; i < count; ++i) {
       const uint16_t id = ids.next_free(i);
-      if (i == 0) put_header(frame, id);
+      if (i == 0) put_header(header_of(frame), id);
       if (i == 0 && header_alone_) {
         parts_[i] = {buffers_.device_header(id), buffers_.header_bytes};
         continue;
@@ -376,16 +410,24 @@ class DriverTxQueue final : public DriverTx {
     ring_.add(parts_.data(), count);
   }
 
-  // virtio 1.3 5.1.6.2: num_buffers is 0, and of the flags only NEEDS_CSUM is the driver's. Compared before written:
-  // the header has a cache line of its own, and in the common case its bytes never change.
-  void put_header(const Frame& frame, uint16_t id) {
+  // virtio 1.3 5.1.6.2: num_buffers is 0, and of the flags only NEEDS_CSUM is the driver's.
+  static VnetHeaderMrg header_of(const Frame& frame) {
     VnetHeaderMrg header{};
     if (frame.offload) {
       header.base = frame.vnet;
       header.base.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
     }
+    return header;
+  }
+
+  // Compared before written: the header has a cache line of its own, and in the common case its bytes never change.
+  void put_header(const VnetHeaderMrg& header, uint16_t id) {
+    constexpr uint32_t kShort = offsetof(VnetHeaderMrg, num_buffers);
     uint8_t* to = buffers_.header(id);
-    if (std::memcmp(to, &header, buffers_.header_bytes) != 0) std::memcpy(to, &header, buffers_.header_bytes);
+    // Constant sizes: no call of a library function for ten bytes.
+    const bool same = std::memcmp(to, &header, kShort) == 0 &&
+                      (buffers_.header_bytes == kShort || std::memcmp(to + kShort, &header.num_buffers, 2) == 0);
+    if (!same) std::memcpy(to, &header, buffers_.header_bytes);
   }
 
   Ring ring_;

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "net/queue.h"
@@ -51,9 +52,19 @@ class DriverRing {
   [[nodiscard]] virtual uint32_t in_flight() const = 0;
 };
 
+// A buffer that came back from the device. In a chain of merged buffers every one appears by itself.
+struct UsedBuffer {
+  const uint8_t* payload;  // the virtio-net header lies in front of it
+  uint32_t bytes;          // written behind the header
+};
+
 class DriverRx : public RxQueue, public DriverRing {
  public:
   using RxQueue::RxQueue;
+  // Instead of peek(), for traffic generators: up to used.size() (at most kMaxBatch) buffers as the device used them,
+  // neither checked nor counted as frames. release() follows as after peek(). `look`: the caller will read them; else
+  // not one of their lines is touched.
+  virtual uint32_t take(std::span<UsedBuffer> used, bool look) = 0;
 };
 
 class DriverTx : public TxQueue, public DriverRing {
@@ -62,6 +73,11 @@ class DriverTx : public TxQueue, public DriverRing {
   // Take back what the device has used. send() does so when it runs out of descriptors; this is for whoever waits for
   // in_flight() to fall.
   virtual void reclaim() = 0;
+  // Instead of send(), for traffic generators: frames are written where they are sent from. lend() names the payloads
+  // of the next free buffers, as many as there are, and returns how many; commit() sends the first `count` of them as
+  // frames of `bytes` (at most buffer_bytes) without offloads. A buffer keeps its bytes from lap to lap. Not counted.
+  virtual uint32_t lend(std::span<uint8_t*> payloads) = 0;
+  virtual void commit(uint32_t count, uint32_t bytes) = 0;
 };
 
 // Both start with notifications from the device suppressed. The receive queue posts all its buffers at once.

@@ -37,7 +37,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mac", action="append", type=parse_mac, required=True, help="own address")
     parser.add_argument("--peer-mac", action="append", type=parse_mac, required=True, help="address to send to")
     parser.add_argument("--owner", choices=["switch", "guest"], default="switch", help="who listens on the sockets")
-    parser.add_argument("--macs", type=int, default=1, help="address pairs per guest; the last byte but one counts up")
+    parser.add_argument(
+        "--macs", type=int, default=1, help="address pairs per guest; they differ in the three bytes before the last"
+    )
     parser.add_argument("--size", type=int, default=64, help="bytes of a frame, without FCS (60 to 65535)")
     parser.add_argument("--rate", type=int, default=0, help="frames a second per guest; 0: as fast as possible")
     parser.add_argument("--burst", type=int, default=32, help="frames sent at once (1 to 64)")
@@ -72,8 +74,9 @@ def make_runner(given: argparse.Namespace) -> Any:
             "in_order": given.in_order,
             "event_idx": given.event_idx,
             "ring_size": given.ring_size,
-            "macs": [mac + (i << 8) for i in range(given.macs)],
-            "peers": [peer + (i << 8) for i in range(given.macs)],
+            "mac": mac,
+            "peer": peer,
+            "pairs": given.macs,
             "frame_bytes": given.size,
             "rate": given.rate,
             "burst": given.burst,

@@ -120,8 +120,9 @@ TEST_CASE("TrafficRunner: sends and receives bursts, limited and not, and counts
       options.guest.huge = HugePages::kOff;
       options.frame_bytes = packed ? 1518 : 64;
       options.rate = rate;
-      options.macs = {0x0200'0000'0001, 0x0200'0000'0101};
-      options.peers = {0x0200'0000'0002, 0x0200'0000'0102};
+      options.mac = 0x0200'0000'0001;
+      options.peer = 0x0200'0000'0002;
+      options.pairs = 2;
       EchoThread device(options.guest.socket);
       TrafficRunner runner({options}, -1);
       REQUIRE(static_cast<bool>(runner.start()));

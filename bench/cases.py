@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases: what the guests are and what they send, spelled in a name.
+
+A name is SIZE-RING[-WORD...], "64-split" or "1518-packed-inorder-64k". Any combination may be asked for; MATRIX is what
+`make bench` measures.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+class CaseError(ValueError):
+    """The name means nothing; the message says which part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    size: int = 64  # bytes of a frame, without FCS
+    packed: bool = False
+    in_order: bool = False
+    mergeable: bool = True
+    pairs: int = 1  # MAC addresses per guest
+    ports: int = 2  # with guests that send, in pairs
+    idle: int = 0  # further ports, with connected guests that do nothing
+    burst: int = 32
+    ring: int = 256
+    touch: str = "whole"  # what guests do with the bytes: traffic.h, TrafficTouch
+    gso: int = 0  # bytes of a segment: frames are TCP for the other side to cut
+
+    @property
+    def all_ports(self) -> int:
+        return self.ports + self.idle
+
+
+def _count(text: str) -> int:
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20}
+    return int(text[:-1]) * units[text[-1]] if text[-1] in "km" else int(text)
+
+
+def parse_case(name: str) -> Case:
+    parts = name.split("-")
+    if len(parts) < 2 or not re.fullmatch(r"[0-9]+|tso", parts[0]) or parts[1] not in ("split", "packed"):
+        raise CaseError(f"'{name}' is no case: it begins with a size or 'tso', then 'split' or 'packed': 64-split")
+    size = 65226 if parts[0] == "tso" else int(parts[0])
+    if not 60 <= size <= 65535:
+        raise CaseError(f"'{name}': frames have 60 to 65535 bytes")
+    case = Case(name, size=size, packed=parts[1] == "packed", gso=1448 if parts[0] == "tso" else 0)
+    for word in parts[2:]:
+        case = _with_word(case, word)
+    return case
+
+
+def _with_word(case: Case, word: str) -> Case:
+    plain: dict[str, dict[str, object]] = {
+        "inorder": {"in_order": True},
+        "nomrg": {"mergeable": False},
+        "head": {"touch": "head"},
+        "never": {"touch": "never"},
+    }
+    if word in plain:
+        return replace(case, **plain[word])  # type: ignore[arg-type]
+    if found := re.fullmatch(r"([0-9]+[km]?)pairs", word):
+        return replace(case, pairs=_count(found[1]))
+    if found := re.fullmatch(r"([0-9]+)ports", word):
+        if int(found[1]) < 2 or int(found[1]) % 2:
+            raise CaseError(f"'{case.name}': ports send in pairs, so their number is even")
+        return replace(case, ports=int(found[1]))
+    if found := re.fullmatch(r"([0-9]+)idle", word):
+        return replace(case, idle=int(found[1]))
+    if found := re.fullmatch(r"burst([0-9]+)", word):
+        return replace(case, burst=int(found[1]))
+    if found := re.fullmatch(r"ring([0-9]+)", word):
+        return replace(case, ring=int(found[1]))
+    raise CaseError(
+        f"'{case.name}': '{word}' is none of inorder, nomrg, head, never, Npairs, Nports, Nidle, burstN, ringN"
+    )
+
+
+MATRIX: tuple[str, ...] = (
+    "64-split",
+    "64-packed",
+)
+
+
+def choose(patterns: Iterable[str], known: Iterable[str] = MATRIX) -> list[str]:
+    """Names of `known` that match a pattern, and names that mean something by themselves."""
+    chosen: dict[str, None] = {}
+    names = list(known)
+    for pattern in patterns:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            parse_case(pattern)
+            matching = [pattern]
+        chosen.update(dict.fromkeys(matching))
+    return list(chosen)
