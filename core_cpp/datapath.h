@@ -14,6 +14,7 @@
 #include "l2/fdb.h"
 #include "l2/policy.h"
 #include "mem/arena.h"
+#include "port/nic.h"
 #include "port/port.h"
 #include "worker/control_loop.h"
 #include "worker/crew.h"
@@ -124,6 +125,13 @@ class Datapath final : public PortHost {
 
   Result<std::vector<std::string>> explain(const std::string& port, std::span<const uint8_t> frame);
 
+  // Ports whose device the control plane opens: see port/nic.h for the order.
+  Result<NicMemory> nic_reserve(const std::string& port, uint32_t frame_bytes);
+  Result<int> nic_attach(const std::string& port, const NicHandles& handles);
+  Result<void> nic_detach(const std::string& port, const std::string& why);
+  Result<void> nic_link(const std::string& port, bool up, const std::string& why);
+  Result<std::string> nic_fault(const std::string& port);
+
   [[nodiscard]] int event_fd() const { return event_fd_.get(); }  // readable when events wait
   std::vector<Event> drain_events(size_t most);
   [[nodiscard]] uint64_t events_lost() const { return events_lost_; }
@@ -145,6 +153,7 @@ class Datapath final : public PortHost {
   void balance();
   PortRecord* find(const std::string& name);
   PortRecord* find(const Port& port);
+  Result<NicSeat*> nic_seat(const std::string& port);
   Result<std::shared_ptr<Bridge>> find_bridge(const std::string& name);
   [[nodiscard]] std::string port_name(PortId id) const;
   Result<void> reserve_memory();

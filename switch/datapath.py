@@ -180,6 +180,41 @@ class Event:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NicMemory:
+    """Memory of the datapath that a device is to use; the counts are per queue."""
+
+    address: int
+    bytes: int
+    page_bytes: int
+    rx_slots: int
+    tx_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class NicQueue:
+    """A queue of a device by its address in this process, and what must be found there."""
+
+    pointer: int
+    number: int
+    type: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class NicHandles:
+    """Queues made on NicMemory, for the datapath to take over."""
+
+    lkey: int
+    max_inline: int
+    rx_checksum: bool
+    tx_checksum: bool
+    rx_work_queues: bool  # rx names work queues, not queue pairs
+    rx: tuple[NicQueue, ...]
+    tx: tuple[NicQueue, ...]
+    facts: Mapping[str, str]
+
+
 class Datapath(Protocol):
     """Errors: PortError for ports, FdbError for the MAC table, SwitchError otherwise. Nothing is half-applied."""
 
@@ -221,6 +256,19 @@ class Datapath(Protocol):
         """Age the tables; called about once a second. Returns how many entries went."""
 
     def explain(self, port: str, frame: bytes) -> list[str]: ...
+
+    # Ports whose device the control plane opens (switch.nic). Up: reserve, make queues, attach, let traffic in, link.
+    # Down: detach, destroy the queues; only then reserve again or del_port.
+    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory: ...
+    def nic_attach(self, port: str, handles: NicHandles) -> int:
+        """Returns the descriptor of the device's events."""
+
+    def nic_detach(self, port: str, why: str) -> None:
+        """Returns when no worker uses the queues any more. Also says why there is no device."""
+
+    def nic_link(self, port: str, up: bool, why: str) -> None: ...
+    def nic_fault(self, port: str) -> str:
+        """Why a worker gave up on the device; "" while it works."""
 
     def event_fd(self) -> int:
         """Readable when events wait."""

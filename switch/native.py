@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any, TypeVar
 
 from switch.datapath import (
@@ -14,6 +14,8 @@ from switch.datapath import (
     DatapathOptions,
     Event,
     FdbEntry,
+    NicHandles,
+    NicMemory,
     PortSpec,
     PortStats,
     PortStatus,
@@ -142,6 +144,22 @@ class NativeDatapath:
 
     def explain(self, port: str, frame: bytes) -> list[str]:
         return list(_port_call(port, lambda: self._core.explain(port, frame)))
+
+    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory:
+        return NicMemory(**_port_call(port, lambda: self._core.nic_reserve(port, frame_bytes)))
+
+    def nic_attach(self, port: str, handles: NicHandles) -> int:
+        queues = {way: [astuple(queue) for queue in getattr(handles, way)] for way in ("rx", "tx")}
+        return int(_port_call(port, lambda: self._core.nic_attach(port, {**asdict(handles), **queues})))
+
+    def nic_detach(self, port: str, why: str) -> None:
+        _port_call(port, lambda: self._core.nic_detach(port, why))
+
+    def nic_link(self, port: str, up: bool, why: str) -> None:
+        _port_call(port, lambda: self._core.nic_link(port, up, why))
+
+    def nic_fault(self, port: str) -> str:
+        return str(_port_call(port, lambda: self._core.nic_fault(port)))
 
     def event_fd(self) -> int:
         return int(self._core.event_fd())

@@ -6,6 +6,9 @@
 
 namespace sw {
 
-void bind_guest(pybind11::module_& module);  // switch.testing's software guest
+class Datapath;
+
+void bind_guest(pybind11::module_& module);           // switch.testing's software guest
+void bind_nic(pybind11::class_<Datapath>& datapath);  // devices that the control plane opens
 
 }  // namespace sw

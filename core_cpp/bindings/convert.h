@@ -20,6 +20,17 @@ T unwrap(Result<T> result) {
   return std::move(*result);
 }
 
+// Run a facade call without the GIL and turn its Result into a value or an exception.
+template <class Call>
+auto without_gil(Call call) {
+  auto result = [&] {
+    const pybind11::gil_scoped_release released;
+    return call();
+  }();
+  if (!result) raise(result.error());
+  if constexpr (!std::is_same_v<decltype(result), Result<void>>) return std::move(*result);
+}
+
 // Keys are the fields of switch.datapath.PortSpec.
 PortSpec port_spec(const pybind11::dict& spec);
 pybind11::dict to_python(const PortView& view);

@@ -16,19 +16,9 @@ PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> core_error;
 
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-// Run a facade call without the GIL and turn its Result into a value or an exception.
-template <class Call>
-auto without_gil(Call call) {
-  auto result = [&] {
-    const py::gil_scoped_release released;
-    return call();
-  }();
-  if (!result) raise(result.error());
-  if constexpr (!std::is_same_v<decltype(result), Result<void>>) return std::move(*result);
-}
-
 void bind_datapath(py::module_& module) {
-  py::class_<Datapath>(module, "Datapath")
+  py::class_<Datapath> datapath(module, "Datapath");
+  datapath
       .def(py::init([](std::vector<int> cpus, const std::string& polling, const std::string& hugepages, size_t bytes,
                        size_t page_bytes, int numa_node) {
              return std::make_unique<Datapath>(
@@ -132,6 +122,7 @@ void bind_datapath(py::module_& module) {
         for (const Event& event : events) list.append(to_python(event));
         return list;
       });
+  bind_nic(datapath);
 }
 
 }  // namespace

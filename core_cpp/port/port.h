@@ -17,6 +17,7 @@
 
 namespace sw {
 
+class NicSeat;
 class Port;
 
 // What a port may ask of the house it lives in. Implemented by the datapath.
@@ -79,18 +80,20 @@ class Port {
     (void)mtu;
     return {};
   }
+  // Where the control plane brings the device, for kinds that cannot open it themselves (port/nic.h).
+  virtual NicSeat* nic_seat() { return nullptr; }
 };
 
 // What the configuration says about a port, as far as the port itself needs it. Kinds ignore what is not theirs.
 struct PortConfig {
   std::string name;
-  std::string type;                 // "vhostuser", "virtiouser", "tap", "afpacket"
+  std::string type;                 // "vhostuser", "virtiouser", "tap", "afpacket", "verbs"
   std::string socket;               // vhostuser, virtiouser: path
   bool socket_owner_switch = true;  // false: the peer listens, we connect and reconnect for ever
   int socket_mode = -1;             // octal bits for a socket that we create, -1: leave to umask
   int socket_gid = -1;              // group for a socket that we create, -1: leave
   uint32_t queues = 1;              // queue pairs at most
-  std::string device;               // tap, afpacket: interface name
+  std::string device;               // tap, afpacket: interface name; verbs: RDMA device
   uint32_t mtu = 0;                 // 0: no limit announced
   uint64_t mac = 0;                 // virtiouser, tap: own address, 0: none
   bool packed = true;               // offer / accept packed rings

@@ -7,6 +7,7 @@
 #include "port/afpacket.h"
 #include "port/port.h"
 #include "port/tap.h"
+#include "port/verbs.h"
 #include "port/vhostuser.h"
 #include "port/virtiouser.h"
 
@@ -19,11 +20,12 @@ struct Kind {
   Result<std::unique_ptr<Port>> (*make)(const PortConfig&, PortCounters);
 };
 
-constexpr std::array<Kind, 4> kKinds = {{
+constexpr std::array<Kind, 5> kKinds = {{
     {"vhostuser", make_vhostuser},
     {"virtiouser", make_virtiouser},
     {"tap", make_tap},
     {"afpacket", make_afpacket},
+    {"verbs", make_verbs},
 }};
 
 }  // namespace

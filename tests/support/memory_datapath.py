@@ -13,6 +13,8 @@ from switch.datapath import (
     BridgeStats,
     Event,
     FdbEntry,
+    NicHandles,
+    NicMemory,
     PortSpec,
     PortStats,
     PortStatus,
@@ -45,6 +47,9 @@ class MemoryDatapath:
         self.down: dict[str, str] = {}
         self.calls: list[tuple[str, str]] = []
         self.sweeps = 0
+        self.nics: dict[str, NicHandles] = {}
+        self.nic_faults: dict[str, str] = {}
+        self.nic_event_fd = -1
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -205,6 +210,27 @@ class MemoryDatapath:
     def explain(self, port: str, frame: bytes) -> list[str]:
         self._spec(port)
         return [f"{len(frame)} bytes enter at {port}", "destination unknown: flooded"]
+
+    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory:
+        self.calls.append(("nic_reserve", port))
+        self._spec(port)
+        return NicMemory(0x10000, frame_bytes * 2048, 4096, 1024, 1024)
+
+    def nic_attach(self, port: str, handles: NicHandles) -> int:
+        self.calls.append(("nic_attach", port))
+        self.nics[port] = handles
+        return self.nic_event_fd
+
+    def nic_detach(self, port: str, why: str) -> None:
+        self.calls.append(("nic_detach", port))
+        self.nics.pop(port, None)
+        self.down[port] = why
+
+    def nic_link(self, port: str, up: bool, why: str) -> None:
+        self.calls.append(("nic_up" if up else "nic_down", port))
+
+    def nic_fault(self, port: str) -> str:
+        return self.nic_faults.get(port, "")
 
     def event_fd(self) -> int:
         return self._event_fd

@@ -31,7 +31,7 @@ CORE_LAYERS: dict[str, set[str]] = {
 # Where only some headers of a lower folder may be seen: whoever moves frames knows ports by their interface only.
 CORE_DOORS: dict[tuple[str, str], set[str]] = {
     ("worker", "port"): {"port/port.h", "port/egress.h"},
-    ("", "port"): {"port/port.h"},
+    ("", "port"): {"port/port.h", "port/nic.h"},
 }
 # The bindings know the facade; the test guest of switch/testing drives the front-end directly.
 BINDINGS_GUEST = "guest"

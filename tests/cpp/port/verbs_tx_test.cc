@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifdef SW_HAVE_VERBS
+#include "port/verbs_tx.h"
+
+#include <memory>
+#include <numeric>
+
+#include "port/verbs_fake.h"
+
+using namespace sw;
+using namespace sw::test;
+
+namespace {
+
+constexpr uint32_t kSlots = 128;
+constexpr uint32_t kSlotBytes = 1536;
+
+struct Bed {
+  explicit Bed(VerbsTx::Options options = {}) {
+    tx = std::make_unique<VerbsTx>(&device.qp, VerbsSlots{device.memory.data(), kSlotBytes, kSlots, FakeDevice::kKey},
+                                   options, counters);
+  }
+  void add(const Bytes& bytes, const VnetHeader& vnet = {}) {
+    Frame& frame = batch->frames[batch->count];
+    frame = {};
+    kept.push_back(bytes);
+    const Bytes& all = kept.back();
+    frame.len = static_cast<uint32_t>(all.size());
+    frame.head_len = static_cast<uint16_t>(std::min<size_t>(all.size(), kHeadBytes));
+    std::memset(frame.head, 0xee, sizeof frame.head);
+    std::memcpy(frame.head, all.data(), frame.head_len);
+    if (all.size() > kHeadBytes) {
+      Segment& segment = batch->segments[batch->segments_used++];
+      segment = {all.data() + kHeadBytes, static_cast<uint32_t>(all.size() - kHeadBytes)};
+      frame.segments = &segment;
+      frame.segment_count = 1;
+    }
+    frame.vnet = vnet;
+    frame.offload = vnet.flags != 0;
+    index.push_back(static_cast<uint8_t>(batch->count++));
+  }
+  void send() {
+    CHECK(tx->send(*batch, index, drops) == index.size());
+    batch->clear();
+    index.clear();
+  }
+  void send_many(size_t count, size_t bytes = 60) {
+    for (size_t i = 0; i < count; ++i) add(Bytes(bytes, static_cast<uint8_t>(i)));
+    send();
+  }
+  [[nodiscard]] uint64_t dropped(DropReason reason) const { return drops.tx_drops[static_cast<size_t>(reason)].get(); }
+
+  FakeDevice device{size_t{kSlots} * kSlotBytes};
+  QueueCounters counters;
+  PortWorkerCounters drops;
+  std::deque<Bytes> kept;
+  std::unique_ptr<Batch> batch = std::make_unique<Batch>();
+  std::vector<uint8_t> index;
+  std::unique_ptr<VerbsTx> tx;
+};
+
+Bytes numbered(size_t bytes) {
+  Bytes frame(bytes);
+  std::iota(frame.begin(), frame.end(), uint8_t{1});
+  return frame;
+}
+
+Bytes padded(Bytes frame) {
+  if (frame.size() < 60) frame.resize(60, 0);
+  return frame;
+}
+
+}  // namespace
+
+TEST_CASE("VerbsTx: frames of a burst leave as one chain, in order, whole, padded with zeros") {
+  for (const uint32_t max_inline : {0U, 64U, 256U}) {
+    CAPTURE(max_inline);
+    Bed bed({.max_inline = max_inline});
+    const std::vector<size_t> sizes = {14, 59, 60, 64, 65, 128, 129, 256, 257, 1514, 1536};
+    for (const size_t size : sizes) bed.add(numbered(size));
+    bed.send();
+    CHECK(bed.device.send_calls == 1);
+    REQUIRE(bed.device.sent.size() == sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      CAPTURE(sizes[i]);
+      CHECK(bed.device.sent[i].bytes == padded(numbered(sizes[i])));
+      CHECK(((bed.device.sent[i].flags & IBV_SEND_INLINE) != 0) == (std::max<size_t>(60, sizes[i]) <= max_inline));
+    }
+    CHECK(bed.counters.frames.get() == sizes.size());
+    CHECK(bed.counters.bytes.get() == std::accumulate(sizes.begin(), sizes.end(), size_t{0}));
+  }
+}
+
+TEST_CASE("VerbsTx: every 32nd request asks for a completion, which frees all before it") {
+  Bed bed;
+  for (int burst = 0; burst < 2; ++burst) bed.send_many(64);
+  for (size_t i = 0; i < bed.device.sent.size(); ++i) {
+    CHECK(((bed.device.sent[i].flags & IBV_SEND_SIGNALED) != 0) == (i % 32 == 31));
+  }
+  bed.send_many(1);
+  CHECK(bed.dropped(DropReason::kRingFull) == 1);
+  bed.device.finish_sends();
+  for (int burst = 0; burst < 1000; ++burst) {
+    bed.send_many(64);
+    bed.device.finish_sends();
+  }
+  CHECK(bed.dropped(DropReason::kRingFull) == 1);
+  CHECK(bed.counters.frames.get() == 64 * 1002);
+  CHECK(!bed.tx->fault().is_set());
+}
+
+TEST_CASE("VerbsTx: open checksums are finished by the device or in the slot") {
+  struct Row {
+    const char* situation;
+    OffloadShape shape;
+    bool device_has_it, by_device;
+  };
+  const Row rows[] = {{"TCP over IPv4", {.payload = 200}, true, true},
+                      {"UDP over IPv4", {.udp = true, .payload = 30}, true, true},
+                      {"behind a tag", {.tags = 1, .payload = 200}, true, true},
+                      {"behind two tags", {.tags = 2, .payload = 200}, true, false},
+                      {"IPv4 with options", {.ip_options = 8, .payload = 200}, true, true},
+                      {"TCP over IPv6", {.ip_version = 6, .payload = 200}, true, false},
+                      {"the device cannot", {.payload = 200}, false, false}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.checksum = row.device_has_it});
+    CHECK(bed.tx->caps().checksum);
+    const OffloadFrame frame = make_offload_frame(row.shape);
+    bed.add(frame.bytes, frame.vnet);
+    bed.send();
+    REQUIRE(bed.device.sent.size() == 1);
+    CHECK(((bed.device.sent[0].flags & IBV_SEND_IP_CSUM) != 0) == row.by_device);
+    if (row.by_device) {
+      CHECK(bed.device.sent[0].bytes == padded(frame.bytes));
+    } else {
+      CHECK(check_transport(bed.device.sent[0].bytes, frame) == "");
+    }
+  }
+  CHECK(!Bed({.checksum = true, .offloads = false}).tx->caps().checksum);
+}
+
+TEST_CASE("VerbsTx: offsets that the device would not understand are not left to it") {
+  const OffloadFrame good = make_offload_frame({.payload = 200});
+  OffloadFrame fragment = good;
+  set16(fragment.bytes, fragment.l3 + 6, 0x2000);
+  VnetHeader elsewhere = good.vnet;
+  elsewhere.csum_start = static_cast<uint16_t>(elsewhere.csum_start + 2);
+  VnetHeader offset = good.vnet;
+  offset.csum_offset = 6;
+  VnetHeader outside = good.vnet;
+  outside.csum_start = 0xffff;
+  struct Row {
+    const char* situation;
+    Bytes bytes;
+    VnetHeader vnet;
+    uint64_t dropped;
+  };
+  const Row rows[] = {{"a fragment", fragment.bytes, good.vnet, 0},
+                      {"another start", good.bytes, elsewhere, 0},
+                      {"another field", good.bytes, offset, 0},
+                      {"outside the frame", good.bytes, outside, 1}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.checksum = true});
+    bed.add(row.bytes, row.vnet);
+    bed.send();
+    CHECK(bed.dropped(DropReason::kOffloadUnsupported) == row.dropped);
+    for (const FakeSent& sent : bed.device.sent) CHECK((sent.flags & IBV_SEND_IP_CSUM) == 0);
+  }
+}
+
+TEST_CASE("VerbsTx: a full send queue (ENOMEM) drops the rest of the burst and nothing else") {
+  Bed bed;
+  bed.device.send_room = 40;
+  bed.send_many(64);
+  CHECK(bed.counters.frames.get() == 40);
+  CHECK(bed.dropped(DropReason::kRingFull) == 24);
+  bed.device.finish_sends();
+  bed.send_many(30);
+  CHECK(bed.counters.frames.get() == 70);
+  CHECK(bed.dropped(DropReason::kRingFull) == 24);
+  CHECK(!bed.tx->fault().is_set());
+}
+
+TEST_CASE("VerbsTx: a refused request costs one frame; a device that refuses all is broken") {
+  Bed bed;
+  bed.device.refused_sends = {0, 5, 8};
+  bed.send_many(10);
+  CHECK(bed.counters.frames.get() == 7);
+  CHECK(bed.dropped(DropReason::kDeviceError) == 3);
+  CHECK(!bed.tx->fault().is_set());
+
+  bed.device.refuse_all_sends = true;
+  for (int i = 0; i < 7; ++i) bed.send_many(9);
+  CHECK(!bed.tx->fault().is_set());
+  bed.send_many(9);
+  CHECK(bed.tx->fault().text() == "the device takes no frames: Invalid argument");
+  bed.device.refuse_all_sends = false;
+  bed.send_many(5);
+  CHECK(bed.dropped(DropReason::kDeviceError) == 3 + 72 + 5);
+}
+
+TEST_CASE("VerbsTx: a frame longer than a slot is dropped, the others leave") {
+  Bed bed;
+  bed.add(numbered(100));
+  bed.add(numbered(kSlotBytes + 1));
+  bed.add(numbered(200));
+  bed.send();
+  REQUIRE(bed.device.sent.size() == 2);
+  CHECK(bed.device.sent[1].bytes == numbered(200));
+  CHECK(bed.dropped(DropReason::kMtuExceeded) == 1);
+}
+
+TEST_CASE("VerbsTx: a completion that cannot be true stops the queue") {
+  ibv_wc ahead{};
+  ahead.wr_id = 64;
+  ibv_wc wide{};
+  wide.wr_id = uint64_t{1} << 32 | 31;
+  ibv_wc failed{};
+  failed.wr_id = 3;
+  failed.status = IBV_WC_WR_FLUSH_ERR;
+  struct Row {
+    const char* situation;
+    std::vector<ibv_wc> completions;
+    const char* expected;
+  };
+  ibv_wc first{};
+  first.wr_id = 31;
+  const Row rows[] = {{"a request that was not posted", {ahead}, "fits no request (64)"},
+                      {"a number of more than 32 bits", {wide}, "fits no request"},
+                      {"the same one twice", {first, first}, "fits no request (31)"},
+                      {"an error", {failed}, "the queue was stopped"}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed;
+    bed.send_many(64);
+    for (const ibv_wc& wc : row.completions) bed.device.done.push_back(wc);
+    bed.send_many(3);
+    CHECK(bed.tx->fault().text().find(row.expected) != std::string::npos);
+    CHECK(bed.dropped(DropReason::kDeviceError) == 3);
+    CHECK(bed.device.sent.size() == 64);
+  }
+  Bed bed;
+  bed.send_many(64);
+  bed.device.poll_answer = -1;
+  bed.send_many(1);
+  CHECK(bed.tx->fault().text().find("overran") != std::string::npos);
+}
+#endif
