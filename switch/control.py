@@ -43,7 +43,7 @@ from switch.plan import (
     policy_only,
 )
 from switch.rates import Rates
-from switch.reconcile import Reconciler
+from switch.reconcile import PortHelper, Reconciler
 from switch.state import SavedState, StateFile, difference, overlay_bridges, overlay_ports
 
 log = logging.getLogger("switch.control")
@@ -88,6 +88,7 @@ class Control:
         machine: Machine | None = None,
         state_file: StateFile | None = None,
         options: DatapathOptions | None = None,
+        helper: PortHelper | None = None,
     ) -> None:
         self.datapath = datapath
         self.config = config
@@ -96,7 +97,7 @@ class Control:
         self.options = options or config.datapath_options(self.machine)
         self.events = EventLog()
         self.learning = Learning(datapath, _damping(config), emit=lambda event: self.events.append([event]))
-        self.reconciler = Reconciler(datapath)
+        self.reconciler = Reconciler(datapath, helper)
         self.rates = Rates()
         self.started = time.time()
         self.starts = 1

@@ -139,6 +139,7 @@ class Daemon:
         from switch.config.models import gid_of
         from switch.control import Control
         from switch.metrics import MetricsServer, make_registry
+        from switch.nic import NicKeeper
         from switch.state import StateFile
 
         config, loop = self._config, asyncio.get_running_loop()
@@ -157,11 +158,16 @@ class Daemon:
         for warning in datapath.warnings():
             log.warning("%s", warning)
 
+        nics = NicKeeper(datapath)
+        stack.callback(nics.close)  # before the datapath stops: devices let go of its memory first
+
         directory = Path(config.switch.state_dir) if config.switch.state_dir else None
         state_file = StateFile.beside(socket_path, directory)
         if self._fresh:
             state_file.forget()
-        control = Control(datapath, config, self._path, machine=self._machine, state_file=state_file, options=options)
+        control = Control(
+            datapath, config, self._path, machine=self._machine, state_file=state_file, options=options, helper=nics
+        )
         control.start(state_file.load())
         registry = make_registry(datapath, control.facts)
         url = "off"
@@ -172,6 +178,9 @@ class Daemon:
 
         reader = EventReader(control.drain, datapath.event_fd())
         stack.callback(reader.close)
+        loop.add_reader(nics.fileno(), nics.ready)
+        stack.callback(loop.remove_reader, nics.fileno())
+        self._job(_every(1.0, nics.tick, "looking after NICs"))
         self._job(_every(1.0, control.tick, "ageing"))
         self._job(_every(SAMPLE_INTERVAL, control.sample, "sampling"))
         self._job(self._saves(control.save))

@@ -64,6 +64,7 @@ class PortSpec:
     mergeable: bool = True
     in_order: bool = True
     ring_size: int = 256
+    steering: str = "all"  # verbs: "all", "leftovers" or addresses with commas between them
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from switch.datapath import Datapath, PortSpec
 from switch.errors import PortError, SwitchError
@@ -47,11 +48,23 @@ class ApplyError(SwitchError):
         super().__init__(f"cannot {step.describe()}: {cause}; {tail}")
 
 
+class PortHelper(Protocol):
+    """Brings what a port needs and the datapath cannot open itself (switch.nic)."""
+
+    def added(self, spec: PortSpec) -> None:
+        """After the datapath added it. PortError: the port must go again."""
+
+    def changed(self, spec: PortSpec) -> None: ...
+    def leaving(self, name: str) -> None:
+        """Before the datapath removes it."""
+
+
 class Reconciler:
     """The running State, and the only code that changes it. One call at a time; any thread."""
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, helper: PortHelper | None = None) -> None:
         self._datapath = datapath
+        self._helper = helper
         self._bridges: dict[str, BridgeSpec] = {}
         self._ports: dict[str, PortSpec] = {}
         self._flows: dict[FlowKey, StaticFlow] = {}
@@ -190,13 +203,23 @@ class Reconciler:
 
     def _add_port(self, port: PortSpec) -> None:
         self._datapath.add_port(port)
+        if self._helper:
+            try:
+                self._helper.added(port)
+            except SwitchError:
+                self._datapath.del_port(port.name)
+                raise
         self._ports[port.name] = port
 
     def _set_port(self, port: PortSpec) -> None:
         self._datapath.set_port(port)
+        if self._helper:
+            self._helper.changed(port)
         self._ports[port.name] = port
 
     def _del_port(self, name: str) -> None:
+        if self._helper and name in self._ports:
+            self._helper.leaving(name)
         self._datapath.del_port(name)
         del self._ports[name]
         self._flows = {key: flow for key, flow in self._flows.items() if flow.port != name}

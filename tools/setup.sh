@@ -51,6 +51,8 @@ missing_packages() {
   have iperf3 || echo iperf3
   have ethtool || echo ethtool
   have tshark || echo tshark
+  [ -e /usr/include/infiniband/verbs.h ] || echo libibverbs-dev
+  [ -d /usr/lib/python3/dist-packages/pyverbs ] || echo python3-pyverbs ibverbs-providers
   have clang++-14 || echo clang-14
   compgen -G '/usr/lib/*/clang/14*/lib/*/libclang_rt.fuzzer*' >/dev/null ||
     compgen -G '/usr/lib/llvm-14/lib/clang/14*/lib/*/libclang_rt.fuzzer*' >/dev/null || echo libclang-rt-14-dev
@@ -161,6 +163,16 @@ venv() {
       { tail -n 40 build/pip.log >&2; exit 1; }
     printf '%s' "$now" >$stamp
   fi
+  [ "$goal" != test ] || link_pyverbs
+}
+
+# pyverbs belongs to the rdma-core of the distribution and to one minor version of Python; .venv sees it through a link.
+link_pyverbs() {
+  local from=/usr/lib/python3/dist-packages/pyverbs site suffix
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+  suffix=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  compgen -G "$from/device*$suffix" >/dev/null || return 0
+  ln -sfn "$from" "$site/pyverbs"
 }
 
 # What pyproject.toml builds with; cmake and ninja too where the system has none and we may not install them.

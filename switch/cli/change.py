@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from switch.cli.entry import Verb, complete_port
 from switch.cli.session import Session
 
-TYPES = ("vhostuser", "virtiouser", "tap", "afpacket")
+TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs")
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -27,7 +27,7 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     click.option("--socket-owner", type=click.Choice(["switch", "peer"]), help="Who creates the socket and listens."),
     click.option("--socket-mode", metavar="MODE", help="Permission bits of a socket that we create: 0660."),
     click.option("--socket-group", metavar="GROUP", help="Group of a socket that we create."),
-    click.option("--device", metavar="DEV", help="Network interface (tap, afpacket)."),
+    click.option("--device", metavar="DEV", help="Network interface (tap, afpacket) or RDMA device (verbs)."),
     click.option("--queues", type=int, metavar="N", help="Queue pairs at most."),
     click.option("--bridge", metavar="NAME", help="May be left out when there is only one."),
     click.option("--vlan-access", type=int, metavar="VID", help="Untagged member of this VLAN."),
@@ -39,6 +39,7 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     click.option("--pin-mac", "macs", multiple=True, metavar="MAC", help="A static address of this port; repeatable."),
     click.option("--rx-affinity", metavar="Q:CPU,...", help="Which worker's CPU polls which receive queue."),
     click.option("--ring-size", type=int, metavar="N", help="Entries per ring (virtiouser)."),
+    click.option("--steering", metavar="WHAT", help="What a NIC hands over: all, leftovers or MAC,... (verbs)."),
     _switch("enabled", "Whether frames may pass."),
     _switch("learning", "Learn source addresses."),
     _switch("flood", "Receive frames to unknown addresses."),
@@ -117,7 +118,7 @@ def _complete_type(_: click.Context, __: click.Parameter, incomplete: str) -> li
 @click.option("--exist-ok", is_flag=True, help="It is no error when just this port exists already.")
 @click.pass_obj
 def add_port(session: Session, /, kind: str, name: str, exist_ok: bool, **options: Any) -> None:
-    """Add a port. TYPE is vhostuser, virtiouser, tap or afpacket. It survives restarts of the daemon.
+    """Add a port. TYPE is vhostuser, virtiouser, tap, afpacket or verbs. It survives restarts of the daemon.
 
     \b
     swctl add-port vhostuser vm1 --socket /run/switch/vm1.sock --queues 2

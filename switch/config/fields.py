@@ -184,6 +184,15 @@ def _name(value: Any) -> str:
     return text
 
 
+MAX_RDMA_DEVICE = 63
+
+
+def _rdma_device(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}", value, re.ASCII):
+        raise ValueError(f"{values.show(value)} cannot be an RDMA device: rdma link lists them, such as mlx5_0")
+    return value
+
+
 def _device(value: Any) -> str:
     text = _text("a device", value)
     if len(text.encode()) > MAX_DEVICE or text in (".", "..") or not re.fullmatch(r"[!-.0-9;-~]+", text, re.ASCII):
@@ -264,6 +273,13 @@ def trunk_vlans(value: Any) -> tuple[int, ...] | None:
     return tuple(sorted({vlan for vlans in ranges for vlan in vlans}))
 
 
+def steering(value: Any) -> str:
+    """As values.parse_steering, with each fault at its place in the list."""
+    if isinstance(value, list):
+        _each(enumerate(value), lambda _, mac: values.parse_station_mac(mac))
+    return values.parse_steering(value)
+
+
 def affinity(value: Any) -> dict[int, int]:
     """{queue: cpu}; JSON can only write the queue as text."""
     if not isinstance(value, dict):
@@ -287,6 +303,11 @@ Name = Annotated[
 ]
 Device = Annotated[
     str, checked(_device), WithJsonSchema({"type": "string", "maxLength": MAX_DEVICE, "pattern": r"^[^\s/:]+$"})
+]
+RdmaDevice = Annotated[
+    str,
+    checked(_rdma_device),
+    WithJsonSchema({"type": "string", "maxLength": MAX_RDMA_DEVICE, "pattern": r"^[A-Za-z0-9_.-]+$"}),
 ]
 Group = Annotated[
     str,
@@ -351,6 +372,24 @@ MacAddress = Annotated[
     checked(values.parse_station_mac),
     PlainSerializer(values.format_mac, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$"}),
+]
+_MAC_PATTERN = r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}"
+Steering = Annotated[
+    str,
+    checked(steering),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["all", "leftovers"]},
+                {"type": "string", "pattern": rf"^{_MAC_PATTERN}(\s*,\s*{_MAC_PATTERN})*$"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"type": "string", "pattern": f"^{_MAC_PATTERN}$"},
+                },
+            ]
+        }
+    ),
 ]
 FileMode = Annotated[
     int,

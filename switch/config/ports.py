@@ -20,8 +20,10 @@ from switch.config.fields import (
     Group,
     MacAddress,
     Name,
+    RdmaDevice,
     Section,
     SocketPath,
+    Steering,
     Trunk,
     VlanId,
     number_in,
@@ -223,15 +225,32 @@ class AfPacketPort(PortSection):
     offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the kernel")] = True
 
 
-PortModel = Annotated[VhostUserPort | VirtioUserPort | TapPort | AfPacketPort, Field(discriminator="type")]
+class VerbsPort(PortSection):
+    """A NIC past the kernel: raw packet queue pairs of its RDMA device."""
+
+    type: Literal["verbs"] = Field(description="kind of port")
+    device: Annotated[RdmaDevice, Field(description="name of the RDMA device, such as mlx5_0")]
+    queues: Annotated[int, number_in(1, 128), Field(description="queue pairs; the NIC spreads frames over them")] = 1
+    offloads: Annotated[Boolean, Field(description="use checksum offloads of the NIC")] = True
+    steering: Annotated[
+        Steering,
+        Field(
+            description='frames that the NIC hands over: "all" of them, "leftovers" that nobody else takes, or those '
+            "to the MAC addresses of a list and to groups; the kernel's interface keeps the rest"
+        ),
+    ] = "all"
+
+
+PortModel = Annotated[VhostUserPort | VirtioUserPort | TapPort | AfPacketPort | VerbsPort, Field(discriminator="type")]
 
 PORT_KINDS: dict[str, type[PortSection]] = {
     "vhostuser": VhostUserPort,
     "virtiouser": VirtioUserPort,
     "tap": TapPort,
     "afpacket": AfPacketPort,
+    "verbs": VerbsPort,
 }
-PLANNED_KINDS = ("afxdp", "verbs", "vdpa", "vduse")
+PLANNED_KINDS = ("afxdp", "vdpa", "vduse")
 KIND_HABITS = {
     "dpdkvhostuser": "type: vhostuser with socket_owner: switch",
     "dpdkvhostuserclient": "type: vhostuser with socket_owner: peer",
@@ -285,6 +304,7 @@ _SAME_IN_SPEC = (
     "mergeable",
     "in_order",
     "ring_size",
+    "steering",
 )
 
 

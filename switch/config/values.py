@@ -88,6 +88,16 @@ def parse_station_mac(value: object) -> int:
     return mac
 
 
+def parse_steering(value: object) -> str:
+    """What a NIC hands over: "all", "leftovers", or the addresses of a list with commas between them."""
+    if value in ("all", "leftovers"):
+        return str(value)
+    if (isinstance(value, str) and ":" in value) or (isinstance(value, list) and value):
+        macs = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
+        return ",".join(format_mac(parse_station_mac(mac)) for mac in macs)
+    raise ValueError(f"must be all, leftovers, or a list of MAC addresses in quotes, not {show(value)}")
+
+
 def format_mac(mac: int) -> str:
     return mac.to_bytes(6, "big").hex(":")
 

@@ -99,9 +99,8 @@ ROWS = [
     ('version: 1\nbridges: [{name: a, mac_limit: 1, static: [{mac: "02:00:00:00:00:01", blackhole: true}, {mac: "02:00:00:00:00:02", blackhole: true}]}]', "bridges[0].mac_limit", "is 1, less than the 2 addresses"),
     # ports: what all have
     (port("type: tap"), "ports[0].name", "required key is missing"),
-    (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket"),
+    (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs"),
     (port("name: t, type: afxdp"), "ports[0].type", "type 'afxdp' is not built: this build has vhostuser, virtiouser, tap"),
-    (port("name: t, type: verbs"), "ports[0].type", "type 'verbs' is not built"),
     (port("name: t, type: vdpa"), "ports[0].type", "type 'vdpa' is not built"),
     (port("name: t, type: vduse"), "ports[0].type", "type 'vduse' is not built"),
     (port("name: t, type: vhost-user"), "ports[0].type", "did you mean 'vhostuser'?"),
@@ -156,7 +155,7 @@ ROWS = [
     (port(f"{VM}, queues: 0"), "ports[0].queues", "must be from 1 to 128, not 0"),
     (port(f"{VM}, queues: 129"), "ports[0].queues", "must be from 1 to 128, not 129"),
     (port(f"{VM}, queues: 1.5"), "ports[0].queues", "must be a whole number, not 1.5"),
-    (port(f"{VM}, device: eth0"), "ports[0].device", "only tap and afpacket ports have it"),
+    (port(f"{VM}, device: eth0"), "ports[0].device", "only tap and afpacket and verbs ports have it"),
     (port(f"{VM}, ring_size: 256"), "ports[0].ring_size", "only virtiouser ports have it"),
     (port(f"{VM}, socket_group: nosuch"), "ports[0].socket_group", "there is no group 'nosuch'"),
     (port(f'{VM}, socket_owner: peer, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),
@@ -173,6 +172,11 @@ ROWS = [
     (port("name: u, type: afpacket, device: a/b"), "ports[0].device", "cannot be a network device"),
     (port("name: u, type: afpacket, device: .."), "ports[0].device", "cannot be a network device"),
     (port("name: u, type: afpacket, device: eth0, queues: 257"), "ports[0].queues", "must be from 1 to 256"),
+    (port("name: u, type: verbs"), "ports[0].device", "required key is missing"),
+    (port("name: u, type: verbs, device: a/b"), "ports[0].device", "cannot be an RDMA device"),
+    (port("name: u, type: verbs, device: mlx5_0, queues: 129"), "ports[0].queues", "must be from 1 to 128"),
+    (port("name: u, type: verbs, device: mlx5_0, steering: some"), "ports[0].steering", "must be all, leftovers, or a list"),
+    (port('name: u, type: verbs, device: mlx5_0, steering: ["01:00:5e:00:00:01"]'), "ports[0].steering[0]", "is a multicast address"),
 ]  # fmt: skip
 
 TWO = "version: 1\nports:\n  - {{{}}}\n  - {{{}}}\n"
