@@ -41,7 +41,7 @@ struct alignas(64) Frame {
   bool tagged;    // the head carries an 802.1Q tag at this moment
   bool offload;   // vnet asks for work (checksum or segmentation): cheap test for the common case
   VnetHeader vnet;
-  uint8_t reserved[22];
+  Segment body;  // where `segments` of a frame in one piece points: no pool, no index
   uint8_t headroom[kHeadRoom];
   uint8_t head[kHeadBytes];  // 64-byte aligned
 

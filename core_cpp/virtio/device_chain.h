@@ -19,7 +19,7 @@ namespace sw {
 
 // The most descriptors of one chain, direct and indirect ones each: what QEMU and the Linux driver stay below, too.
 inline constexpr uint32_t kMaxChain = 1024;
-// Chains that a ring keeps between two publishes without an early write-back.
+// The most buffers that one frame may be spread over (VIRTIO_NET_F_MRG_RXBUF).
 inline constexpr uint32_t kMaxTaken = 256;
 
 // The first descriptor of a chain, copied once.

@@ -62,27 +62,30 @@ class PackedRing {
     }
     // A driver that breaks the rules may offer slots again that we have not returned yet: never go round past them.
     max = std::min(max, size_ - outstanding_);
+    const uint32_t size = size_;  // locals: stores through `out` must not make the compiler read members again
+    const uint64_t* const ring = words_of(0);
     uint32_t at = read_;
     bool wrap = wrap_;
     for (uint32_t i = 0; i < max; ++i) {
-      const auto* const words = words_of(at);
+      const uint64_t* const words = ring + size_t{at} * 2;
       const uint64_t high = load_acquire(words[1]);  // pairs with the driver's release of the flags: list and buffers
       const uint16_t flags = bits48(high);
       if (!packed_is_avail(flags, wrap)) return i;
       const uint16_t id = bits32(high);
       out[i] = {load_relaxed(words[0]), low32(high), flags, 0, id};
       if ((flags & VRING_DESC_F_NEXT) != 0) return i + 1;
-      if (id >= size_) [[unlikely]] {
-        if (i == 0) fault_.set(RingFault::kBadId, id, size_);
+      if (id >= size) [[unlikely]] {
+        if (i == 0) fault_.set(RingFault::kBadId, id, size);
         return i;
       }
-      if (++at == size_) {
+      if (++at == size) {
         at = 0;
         wrap = !wrap;
       }
     }
     return max;
   }
+  [[nodiscard]] bool is_idle() const { return !has_more(); }
 
   // Follow the list of `head`, which must be the next one at the read position. Always goes to the end of the list, to
   // learn its id (in the last descriptor) and how many slots it takes. 2.8.6.
@@ -128,6 +131,24 @@ class PackedRing {
     }
   }
 
+  // The same for `count` chains of one slot each in a row, as fetched from the read position on; `lens` counts if
+  // kWritten. The ring itself is written by publish() only, in one go: a switch that dies in the middle of a pass leaves a
+  // ring from which its successor can read the position (packed_position.h).
+  template <bool kWritten>
+  void take_run(const Head* heads, const uint32_t* lens, uint32_t count) {
+    if (taken_ + count > kMaxTaken) [[unlikely]]
+      write_back();
+    Taken* const list = taken_list_.data() + taken_;
+    for (uint32_t i = 0; i < count; ++i) list[i] = {kWritten ? lens[i] : 0, heads[i].id, 1};
+    taken_ += count;
+    outstanding_ += count;
+    read_ += count;
+    if (read_ >= size_) {
+      read_ -= size_;
+      wrap_ = !wrap_;
+    }
+  }
+
   [[nodiscard]] uint32_t mark() const { return taken_; }
   void reserve_taken(uint32_t chains) {
     if (taken_ + chains > kMaxTaken) write_back();
@@ -151,9 +172,8 @@ class PackedRing {
     if (taken_ == 0 && !head_pending_) return;
     write_back();
     store_release(words_of(head_slot_)[1], head_word_);  // pairs with the driver's acquire of the flags
-    if (log_ != nullptr) [[unlikely]] {
-      log_->mark(log_guest_ + uint64_t{head_slot_} * sizeof(VringPackedDesc), sizeof(VringPackedDesc));
-    }
+    if (log_ != nullptr) [[unlikely]]
+      log_slot(head_slot_);
     head_pending_ = false;
     unsignalled_ += outstanding_;
     outstanding_ = 0;
@@ -230,37 +250,44 @@ class PackedRing {
     slot -= total;
     if (batch_used_) {
       // 2.8.8: the driver takes the id for the last buffer of the batch and skips to behind it.
-      if (!head_pending_) keep_head(slot, 0);
-      head_word_ = used_word(wrap, taken_list_[taken_ - 1]);
+      if (!head_pending_) keep_head(slot, wrap);
+      head_word_ = used_word(head_wrap_, 0, taken_list_[taken_ - 1].id);
       taken_ = 0;
       return;
     }
-    for (uint32_t i = 0; i < taken_; ++i) {
-      const uint64_t word = used_word(wrap, taken_list_[i]);
-      if (!head_pending_) {
-        keep_head(slot, word);
+    uint64_t* const ring = words_of(0);  // locals: see fetch()
+    const uint32_t size = size_;
+    const uint32_t count = taken_;
+    for (uint32_t i = 0; i < count; ++i) {
+      const Taken taken = taken_list_[i];
+      const uint64_t word = used_word(wrap, taken.len, taken.id);
+      if (i == 0 && !head_pending_) {
+        keep_head(slot, wrap);
+        head_word_ = word;
       } else {
-        store_relaxed(words_of(slot)[1], word);
-        if (log_ != nullptr) [[unlikely]] {
-          log_->mark(log_guest_ + uint64_t{slot} * sizeof(VringPackedDesc), sizeof(VringPackedDesc));
-        }
+        store_relaxed(ring[size_t{slot} * 2 + 1], word);
+        if (log_ != nullptr) [[unlikely]]
+          log_slot(slot);
       }
-      slot += taken_list_[i].slots;
-      if (slot >= size_) {
-        slot -= size_;
+      slot += taken.slots;
+      if (slot >= size) {
+        slot -= size;
         wrap = !wrap;
       }
     }
     taken_ = 0;
   }
-  void keep_head(uint32_t slot, uint64_t word) {
+  void keep_head(uint32_t slot, bool wrap) {
     head_pending_ = true;
     head_slot_ = slot;
-    head_word_ = word;
+    head_wrap_ = wrap;
   }
-  static uint64_t used_word(bool wrap, const Taken& taken) {
-    const uint16_t flags = packed_used_flags(wrap) | (taken.len != 0 ? VRING_DESC_F_WRITE : 0);
-    return uint64_t{flags} << 48 | uint64_t{taken.id} << 32 | taken.len;
+  static uint64_t used_word(bool wrap, uint32_t len, uint16_t id) {
+    const uint16_t flags = packed_used_flags(wrap) | (len != 0 ? VRING_DESC_F_WRITE : 0);
+    return uint64_t{flags} << 48 | uint64_t{id} << 32 | len;
+  }
+  void log_slot(uint32_t slot) const {
+    log_->mark(log_guest_ + uint64_t{slot} * sizeof(VringPackedDesc), sizeof(VringPackedDesc));
   }
   void set_device_event(uint16_t flags) {
     store_relaxed(device_event_->flags, flags);
@@ -280,6 +307,7 @@ class PackedRing {
   bool dirty_ = false;
   bool first_signal_ = true;
   bool head_pending_ = false;  // head_word_ waits for publish
+  bool head_wrap_ = true;      // of the lap of head_slot_
   bool written_wrap_ = true;
   uint32_t read_ = 0;         // next slot to look at; also the next slot to return, once all taken lists are published
   uint32_t written_ = 0;      // slot behind the last published one

@@ -39,13 +39,13 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     if (injected_count_ != 0) [[unlikely]] {
       return deliver_injected(batch);
     }
+    if (ring_.is_idle()) return false;
     staged_count_ = 0;
+    staged_bytes_ = 0;
     const uint32_t taken = stage(batch, drops);
     if (taken == 0) return false;
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < staged_count_; ++i) bytes += staged_[i].len;
     this->counters_->frames.add(taken);
-    this->counters_->bytes.add(bytes);
+    this->counters_->bytes.add(staged_bytes_);
     if (!this->enabled_) [[unlikely]] {  // vhost-user "Ring states": a started but disabled ring discards
       drops.drop_rx(DropReason::kQueueDisabled, staged_count_);
       return true;
@@ -78,7 +78,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   struct Staged {
     const uint8_t* payload;  // of a chain in one piece; the header lies in front of it. nullptr: in pieces
     uint32_t len;            // of the frame, without header
-    uint16_t first_piece;    // of batch.segments
+    uint16_t first_piece;    // of batch.segments, if it is in pieces
     uint16_t pieces;
   };
   struct Injected {
@@ -96,37 +96,49 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     while (taken < kMaxBatch && steps < kMaxSteps) {
       const uint32_t count = ring_.fetch(heads.data(), kMaxBatch - taken);
       if (count == 0) break;
-      for (uint32_t i = 0; i < count; ++i) {
-        const Head& head = heads[i];
-        if ((head.flags & kFlagsOfInterest) == 0) [[likely]] {
-          const uint8_t* const start = cursor_.whole(head.addr, head.len);
-          const uint32_t len = head.len - header_bytes_;  // wraps to something huge when the header does not fit
-          if (start != nullptr && len >= kEthHeaderBytes && len <= max_frame_bytes_ &&
-              batch.segments_used < kMaxSegments) [[likely]] {
-            stage_simple(batch, start, len);
-            ring_.take(head.id, 1, 0);
-            ++taken;
-            continue;
-          }
-        }
+      uint32_t i = 0;
+      while (i < count && steps < kMaxSteps) {
+        const uint32_t run = stage_run(heads.data() + i, count - i);
+        i += run;
+        taken += run;
+        if (i == count) break;
         if (!stage_chain(batch, drops, heads[i], steps)) return taken;
+        ++i;
         ++taken;
-        if (steps >= kMaxSteps) break;
       }
     }
     return taken;
   }
 
-  void stage_simple(Batch& batch, const uint8_t* start, uint32_t len) {
-    Staged& staged = staged_[staged_count_++];
-    staged.payload = start + header_bytes_;
-    staged.len = len;
-    if constexpr (kOffload) prefetch_read(start);
-    prefetch_read(staged.payload);
-    prefetch_read(staged.payload + std::min(len, kHeadBytes) - 1);
-    staged.first_piece = static_cast<uint16_t>(batch.segments_used);
-    staged.pieces = len > kHeadBytes ? 1 : 0;
-    batch.segments_used += staged.pieces;
+  // The common chains at the beginning of `heads`: one readable descriptor that holds header and frame. How many.
+  uint32_t stage_run(const Head* heads, uint32_t count) {
+    const uint32_t header_bytes = header_bytes_;
+    const uint32_t longest = max_frame_bytes_ - kEthHeaderBytes;
+    Staged* const staged = staged_.data() + staged_count_;
+    GuestCursor::Window window = cursor_.window();
+    uint64_t bytes = 0;
+    uint32_t i = 0;
+    for (; i < count; ++i) {
+      const Head& head = heads[i];
+      const uint32_t len = head.len - header_bytes;  // wraps to something huge when the header does not fit
+      if ((head.flags & kFlagsOfInterest) != 0 || len - kEthHeaderBytes > longest) [[unlikely]]
+        break;
+      const uint8_t* start = window.whole(head.addr, head.len);
+      if (start == nullptr) [[unlikely]] {
+        start = cursor_.whole(head.addr, head.len);
+        if (start == nullptr) break;
+        window = cursor_.window();
+      }
+      staged[i] = {start + header_bytes, len, 0, 0};
+      bytes += len;
+      if constexpr (kOffload) prefetch_read(start);
+      prefetch_read(start + header_bytes);
+      prefetch_read(start + header_bytes + std::min(len, kHeadBytes) - 1);
+    }
+    ring_.template take_run<false>(heads, nullptr, i);
+    staged_count_ += i;
+    staged_bytes_ += bytes;
+    return i;
   }
 
   // Any other chain. False: leave it for the next peek (no room in the pool), or the ring broke.
@@ -152,6 +164,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
       staged.first_piece = static_cast<uint16_t>(first);
       staged.pieces = static_cast<uint16_t>(gather.count());
       batch.segments_used = first + gather.count();
+      staged_bytes_ += staged.len;
       for (uint32_t i = first; i < std::min(first + 2, batch.segments_used); ++i) {
         prefetch_read(batch.segments[i].data);
         prefetch_read(batch.segments[i].data + std::min(batch.segments[i].len, 64U) - 1);
@@ -162,39 +175,41 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
 
   // Load every head and make Frames of what was staged.
   void fill(Batch& batch, PortWorkerCounters& drops) {
-    for (uint32_t i = 0; i < staged_count_; ++i) {
-      const Staged& staged = staged_[i];
-      Frame& frame = batch.frames[batch.count];
+    const uint32_t count = staged_count_;
+    const uint32_t header_bytes = header_bytes_;
+    Frame* frame = batch.frames.data();
+    for (uint32_t i = 0; i < count; ++i) {
+      const Staged staged = staged_[i];
+      const uint32_t head_len = std::min(staged.len, kHeadBytes);
       VnetHeader header;
-      frame.len = staged.len;
-      frame.head_len = static_cast<uint16_t>(std::min(staged.len, kHeadBytes));
-      frame.head_offset = 0;
-      frame.vlan = 0;
-      frame.tci = 0;
-      frame.tagged = false;
+      frame->len = staged.len;
+      frame->head_len = static_cast<uint16_t>(head_len);
+      frame->head_offset = 0;
+      frame->vlan = 0;
+      frame->tci = 0;
+      frame->tagged = false;
+      frame->offload = false;
       if (staged.payload != nullptr) [[likely]] {
-        copy_short(frame.head, staged.payload, frame.head_len);
-        if constexpr (kOffload) std::memcpy(&header, staged.payload - header_bytes_, sizeof header);
-        frame.segments = &batch.segments[staged.first_piece];
-        frame.segment_count = staged.pieces;
-        if (staged.pieces != 0) {
-          batch.segments[staged.first_piece] = {staged.payload + kHeadBytes, staged.len - kHeadBytes};
-        }
+        copy_short(frame->head, staged.payload, head_len);
+        if constexpr (kOffload) std::memcpy(&header, staged.payload - header_bytes, sizeof header);
+        frame->segments = &frame->body;
+        frame->segment_count = staged.len > kHeadBytes ? 1 : 0;
+        frame->body = {staged.payload + kHeadBytes, staged.len - head_len};
       } else {
-        fill_from_pieces(batch, staged, frame, header);
+        fill_from_pieces(batch, staged, *frame, header);
       }
-      frame.offload = false;
       if constexpr (kOffload) {
-        if (!accept_net_header(rules_, header, frame.head, frame.head_len, frame.len)) [[unlikely]] {
+        if (!accept_net_header(rules_, header, frame->head, head_len, frame->len)) [[unlikely]] {
           drops.drop_rx(DropReason::kBadOffload);
           continue;
         }
-        frame.offload = header.flags != 0;
-        batch.may_have_offloads |= frame.offload;
+        frame->offload = header.flags != 0;
+        batch.may_have_offloads |= frame->offload;
       }
-      frame.vnet = header;
-      ++batch.count;
+      frame->vnet = header;
+      ++frame;
     }
+    batch.count = static_cast<uint32_t>(frame - batch.frames.data());
   }
 
   // Header and head may be spread over any number of pieces, at any boundary (virtio 1.3 2.7.4).
@@ -249,6 +264,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   const uint32_t max_frame_bytes_;
   const OffloadRules rules_;
   uint32_t staged_count_ = 0;
+  uint64_t staged_bytes_ = 0;  // of the frames in staged_
   std::array<Staged, kMaxBatch> staged_;
   uint32_t injected_count_ = 0;
   std::array<Injected, 4> injected_;

@@ -3,17 +3,18 @@
 // device_tx.h put frames on top of it, or of PackedRing, which has the same members.
 //
 // Theory of operation. fetch() copies the first descriptors of available chains; walk() follows one of them; take()
-// notes that a chain is to be returned; publish() makes everything taken visible at once. Between publishes nothing of
-// the ring is written except used elements beyond the used index. All of a ring belongs to one thread at a time.
+// and take_run() write the used elements of chains to be returned; publish() makes everything taken visible at once.
+// Elements beyond the used index mean nothing to the driver (2.7.8), so what was taken can be taken back. All of a ring
+// belongs to one thread at a time.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <utility>
 
 #include "base/atomic.h"
+#include "base/bytes.h"
 #include "virtio/device_chain.h"
 #include "virtio/device_fault.h"
 #include "virtio/device_ring.h"
@@ -61,17 +62,24 @@ class SplitRing {
       pending = static_cast<uint16_t>(seen_ - read_);
     }
     const uint32_t count = std::min<uint32_t>(pending, max);
+    const VringAvail* const avail =
+        avail_;  // locals: stores through `out` must not make the compiler read members again
+    const uint8_t* const descriptors = descriptors_;
+    const uint32_t mask = mask_;
+    const uint32_t begin = read_;
     for (uint32_t i = 0; i < count; ++i) {
-      const uint16_t id = load_relaxed(avail_->ring[static_cast<uint16_t>(read_ + i) & mask_]);
-      if (id >= size_) [[unlikely]] {
+      const uint16_t id = load_relaxed(avail->ring[(begin + i) & mask]);
+      if (id > mask) [[unlikely]] {
         if (i == 0) fault_.set(RingFault::kBadHead, id, size_);
         return i;
       }
-      const RawDescriptor raw = load_descriptor(descriptors_ + size_t{id} * sizeof(VringDesc));
+      const RawDescriptor raw = load_descriptor(descriptors + size_t{id} * sizeof(VringDesc));
       out[i] = {raw.low, low32(raw.high), bits32(raw.high), bits48(raw.high), id};
     }
     return count;
   }
+  // Anything to fetch? For rings that are mostly idle: touches one line.
+  [[nodiscard]] bool is_idle() const { return seen_ == read_ && load_acquire(avail_->idx) == read_; }
 
   // Follow the chain of `head`, which must be the next one at the read position.
   template <class Piece>
@@ -101,31 +109,36 @@ class SplitRing {
 
   // The chain at the read position, whose head is `id`, will be returned with `len` bytes written.
   void take(uint16_t id, uint16_t /*slots*/, uint32_t len) {
-    if (taken_ == kMaxTaken) [[unlikely]] {
-      write_back();
-    }
-    used_elems_[taken_++] = uint64_t{len} << 32 | id;
+    set_used(used_->ring[read_ & mask_], id, len);
     ++read_;
   }
+  // The same for `count` chains without links in a row, as fetched from the read position on; `lens` counts if kWritten.
+  template <bool kWritten>
+  void take_run(const Head* heads, const uint32_t* lens, uint32_t count) {
+    VringUsedElem* const ring = used_->ring;
+    const uint32_t mask = mask_;
+    const uint32_t begin = read_;
+    for (uint32_t i = 0; i < count; ++i) set_used(ring[(begin + i) & mask], heads[i].id, kWritten ? lens[i] : 0);
+    read_ = static_cast<uint16_t>(begin + count);
+  }
 
-  // Positions to come back to: chains taken since `mark` are un-taken, or will be returned empty. Needs room for them:
-  // call reserve_taken first.
-  [[nodiscard]] uint32_t mark() const { return taken_; }
-  void reserve_taken(uint32_t chains) {
-    if (taken_ + chains > kMaxTaken) write_back();
-  }
-  void rollback(uint32_t mark) {
-    read_ = static_cast<uint16_t>(read_ - (taken_ - mark));
-    taken_ = mark;
-  }
+  // A position to come back to: chains taken since `mark` are un-taken, or will be returned empty.
+  [[nodiscard]] uint32_t mark() const { return read_; }
+  void reserve_taken(uint32_t /*chains*/) {}
+  void rollback(uint32_t mark) { read_ = static_cast<uint16_t>(mark); }
   void empty_since(uint32_t mark) {
-    for (uint32_t i = mark; i < taken_; ++i) used_elems_[i] = low32(used_elems_[i]);
+    for (auto at = static_cast<uint16_t>(mark); at != read_; ++at) store_relaxed(used_->ring[at & mask_].len, 0);
   }
 
-  // Return everything taken. One index store; the used elements are stored only where they differ from the last lap.
+  // Return everything taken.
   void publish() {
     if (read_ == published_) return;
-    write_back();
+    if (log_ != nullptr) [[unlikely]] {
+      for (uint16_t at = published_; at != read_; ++at) {
+        const uint32_t slot = at & mask_;
+        log_device_area(offsetof(VringUsed, ring) + uint64_t{slot} * sizeof(VringUsedElem), sizeof(VringUsedElem));
+      }
+    }
     store_release(used_->idx, read_);  // pairs with the driver's acquire: elements and payload come first
     if (log_ != nullptr) [[unlikely]] {
       log_->mark(log_guest_ + offsetof(VringUsed, idx), sizeof used_->idx);
@@ -171,23 +184,11 @@ class SplitRing {
   [[nodiscard]] const RingFault& fault() const { return fault_; }
 
  private:
-  void write_back() {
-    const auto first = static_cast<uint16_t>(read_ - taken_);
-    for (uint32_t i = 0; i < taken_; ++i) {
-      // A ring used in order repeats itself every lap: a store that changes nothing would only take the line away from
-      // the driver. Elements are only 4-byte aligned, so each half is compared by itself.
-      VringUsedElem& element = used_->ring[static_cast<uint16_t>(first + i) & mask_];
-      const auto bytes = static_cast<uint32_t>(used_elems_[i] >> 32);
-      if (load_relaxed(element.id) != low32(used_elems_[i])) store_relaxed(element.id, low32(used_elems_[i]));
-      if (load_relaxed(element.len) != bytes) store_relaxed(element.len, bytes);
-    }
-    if (log_ != nullptr) [[unlikely]] {
-      for (uint32_t i = 0; i < taken_; ++i) {
-        const uint32_t slot = static_cast<uint16_t>(first + i) & mask_;
-        log_device_area(offsetof(VringUsed, ring) + uint64_t{slot} * sizeof(VringUsedElem), sizeof(VringUsedElem));
-      }
-    }
-    taken_ = 0;
+  // A ring used in order repeats itself every lap: a store that changes nothing would only take the line away from the
+  // driver. Plain accesses: elements are 4-byte aligned only, nobody else writes them, and publish() orders them.
+  static void set_used(VringUsedElem& element, uint16_t id, uint32_t len) {
+    const uint64_t value = uint64_t{len} << 32 | id;
+    if (load_unaligned<uint64_t>(&element) != value) store_unaligned(&element, value);
   }
   void log_device_area(uint64_t offset, uint64_t bytes) {
     if (log_ != nullptr) [[unlikely]] {
@@ -208,8 +209,6 @@ class SplitRing {
   uint16_t seen_;             // the driver's available index when last looked at
   uint16_t published_;        // used->idx
   uint16_t signalled_;        // used index at the last must_signal
-  uint32_t taken_ = 0;        // used_elems_ not yet written to the ring
-  std::array<uint64_t, kMaxTaken> used_elems_;  // id | len << 32
   const std::shared_ptr<DirtyLog> log_;
   const uint64_t log_guest_;
   RingFault fault_;

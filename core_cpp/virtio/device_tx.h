@@ -61,12 +61,16 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     while (done < wanted && next != Next::kStop) {
       const uint32_t count = ring_.fetch(heads.data(), std::min(wanted - done, kMaxBatch));
       if (count == 0) break;
-      prefetch_headers(heads.data(), count);
+      uint32_t i = 0;
       next = Next::kGoOn;
-      for (uint32_t i = 0; i < count && next == Next::kGoOn; ++i) {
-        const Frame& frame = batch.frames[index[done]];
-        if (!send_simple(frame, heads[i])) next = send_long(frame, drops);
+      while (i < count && next == Next::kGoOn) {
+        const uint32_t run = send_run(batch, index.data() + done, heads.data() + i, count - i);
+        i += run;
+        done += run;
+        if (i == count) break;
+        next = send_long(batch.frames[index[done]], drops);
         if (next != Next::kStop) ++done;
+        ++i;
       }
     }
     ring_.publish();
@@ -85,23 +89,53 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   // Descriptors looked at in one send beyond the simple ones.
   static constexpr uint32_t kMaxSteps = 16 * kMaxChain;
 
-  void prefetch_headers(const Head* heads, uint32_t count) {
+  // The buffers at the beginning of `heads` that are one writable descriptor in one region, as host pointers. How many.
+  uint32_t locate_run(const Head* heads, uint32_t count, uint8_t** to) {
+    const uint32_t header_bytes = header_bytes_;
+    GuestCursor::Window window = cursor_.window();
     for (uint32_t i = 0; i < count; ++i) {
-      const uint8_t* const to = cursor_.whole(heads[i].addr, 1);
-      if (to != nullptr) prefetch_read(to);
+      const Head& head = heads[i];
+      if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE) [[unlikely]]
+        return i;
+      uint8_t* start = window.whole(head.addr, head.len);
+      if (start == nullptr) [[unlikely]] {
+        start = cursor_.whole(head.addr, head.len);
+        if (start == nullptr) return i;
+        window = cursor_.window();
+      }
+      to[i] = start;
+      prefetch_read(start);
+      prefetch_write(start + header_bytes);
     }
+    return count;
   }
 
-  // The common case: one writable descriptor that holds the whole frame. False: nothing done.
-  bool send_simple(const Frame& frame, const Head& head) {
-    const uint32_t need = header_bytes_ + frame.len;
-    if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE || head.len < need) return false;
-    uint8_t* const to = cursor_.whole(head.addr, head.len);
-    if (to == nullptr) [[unlikely]] {
-      return false;
+  // The common case: frames that fit one writable descriptor each. How many of `index` went into the first of `heads`.
+  uint32_t send_run(const Batch& batch, const uint8_t* index, const Head* heads, uint32_t count) {
+    std::array<uint8_t*, kMaxBatch> to;
+    std::array<uint32_t, kMaxBatch> lens;
+    count = locate_run(heads, count, to.data());
+    const uint32_t header_bytes = header_bytes_;
+    uint64_t bytes = 0;
+    uint32_t i = 0;
+    for (; i < count; ++i) {
+      const Frame& frame = batch.frames[index[i]];
+      const uint32_t need = header_bytes + frame.len;
+      if (heads[i].len < need) [[unlikely]]
+        break;
+      write_header(to[i], header_bytes, frame);
+      write_frame(to[i] + header_bytes, frame);
+      if constexpr (kLog) log_->mark(heads[i].addr, need);
+      lens[i] = need;
+      bytes += frame.len;
     }
-    write_header(to, frame);
-    uint8_t* at = to + header_bytes_;
+    ring_.template take_run<true>(heads, lens.data(), i);
+    sent_ += i;
+    sent_bytes_ += bytes;
+    return i;
+  }
+
+  static void write_frame(uint8_t* at, const Frame& frame) {
     copy_short(at, frame.data(), frame.head_len);
     at += frame.head_len;
     uint32_t left = frame.len - frame.head_len;
@@ -110,24 +144,20 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       at += segment->len;
       left -= segment->len;
     }
-    if constexpr (kLog) log_->mark(head.addr, need);
-    ring_.take(head.id, 1, need);
-    count_sent(frame);
-    return true;
   }
 
   // Without offloads every frame of every lap has the same header: compare, write only what differs.
-  void write_header(uint8_t* to, const Frame& frame) {
+  static void write_header(uint8_t* to, uint32_t header_bytes, const Frame& frame) {
     VnetHeaderMrg header{};
     if constexpr (kOffload) {
-      if (frame.offload) header.base = frame.vnet;
+      if (frame.offload) [[unlikely]]
+        header.base = frame.vnet;
     }
     header.num_buffers = 1;
     const auto first = load_unaligned<uint64_t>(&header);
     if (load_unaligned<uint64_t>(to) != first) store_unaligned(to, first);
-    if (header_bytes_ == kNetHeaderBytes) {
-      uint32_t last;
-      std::memcpy(&last, reinterpret_cast<const uint8_t*>(&header) + 8, sizeof last);
+    if (header_bytes == kNetHeaderBytes) {
+      const auto last = load_unaligned<uint32_t>(reinterpret_cast<const uint8_t*>(&header) + 8);
       if (load_unaligned<uint32_t>(to + 8) != last) store_unaligned(to + 8, last);
     } else if (load_unaligned<uint16_t>(to + 8) != header.base.csum_offset) {
       store_unaligned(to + 8, header.base.csum_offset);

@@ -13,39 +13,50 @@ namespace sw {
 
 class GuestCursor {
  public:
+  // The cached region. Loops over many buffers keep a copy, which no store into guest memory can make the compiler read
+  // again.
+  struct Window {
+    uint64_t guest = 0;
+    uint64_t bytes = 0;  // 0: none yet
+    uint8_t* host = nullptr;
+
+    // The whole range in one piece, or nullptr if it is not inside this region.
+    [[nodiscard]] uint8_t* whole(uint64_t address, uint64_t length) const {
+      const uint64_t offset = address - guest;
+      return offset < bytes && length <= bytes - offset ? host + offset : nullptr;
+    }
+  };
+
   explicit GuestCursor(const GuestMemory* memory) : memory_(memory) {}
+
+  [[nodiscard]] const Window& window() const { return window_; }
 
   // The whole range in one piece, or nullptr. An empty range yields nullptr, too, unless it begins inside a region.
   uint8_t* whole(uint64_t guest, uint64_t bytes) {
-    const uint64_t offset = guest - guest_;
-    if (offset < bytes_ && bytes <= bytes_ - offset) [[likely]] {
-      return host_ + offset;
+    if (uint8_t* const host = window_.whole(guest, bytes)) [[likely]] {
+      return host;
     }
-    return move_to(guest) && bytes <= bytes_ - (guest - guest_) ? host_ + (guest - guest_) : nullptr;
+    return move_to(guest) ? window_.whole(guest, bytes) : nullptr;
   }
 
   // A pointer to `guest` and how much of `bytes` is contiguous from there; nullptr outside guest memory.
   uint8_t* part(uint64_t guest, uint64_t bytes, uint64_t& contiguous) {
-    if (guest - guest_ >= bytes_ && !move_to(guest)) return nullptr;
-    const uint64_t offset = guest - guest_;
-    contiguous = std::min(bytes, bytes_ - offset);
-    return host_ + offset;
+    if (guest - window_.guest >= window_.bytes && !move_to(guest)) return nullptr;
+    const uint64_t offset = guest - window_.guest;
+    contiguous = std::min(bytes, window_.bytes - offset);
+    return window_.host + offset;
   }
 
  private:
   bool move_to(uint64_t guest) {
     const GuestMemory::Range* const range = memory_->find(GuestPhys{guest});
     if (range == nullptr) return false;
-    guest_ = range->guest;
-    bytes_ = range->bytes;
-    host_ = range->host;
+    window_ = {range->guest, range->bytes, range->host};
     return true;
   }
 
   const GuestMemory* memory_;
-  uint64_t guest_ = 0;  // the cached region; bytes_ 0: none yet
-  uint64_t bytes_ = 0;
-  uint8_t* host_ = nullptr;
+  Window window_;
 };
 
 }  // namespace sw
