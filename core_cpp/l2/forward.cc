@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Theory of operation. Two loops over the batch. The first one admits every frame and asks two small caches of this
-// worker: is the source known at this port, and where did this destination lead from this port? What they do not know
-// is prefetched from the table. The second loop, in frame order, learns and looks up what is missing and fills the
-// groups.
+// Theory of operation. Two small caches of this worker stand in front of the table: is the source known at this port, and
+// where did this destination lead from this port? In steady state they know everything, and one loop over the batch
+// (forward_known) is all: what entered a cache was admitted before, so a hit needs no rule again. From the first frame on
+// that they do not know, forward_rest goes in two loops: admit every frame and prefetch what must be asked from the table;
+// then, in frame order, learn, look up and fill the groups.
 //
-// The caches are direct-mapped and keyed by source port, so that one port's addresses cannot answer for another's. An
-// entry holds the Fdb's generation of the time *before* the table was asked; anything that moves or vanishes changes
-// the generation. A source entry also holds the epoch: once an epoch the table hears that the address lives. If
-// learning a frame of this very batch changed the generation, answers taken before are asked for again, so that a batch
-// gives what its frames would give one by one.
+// The caches are two-way and keyed by source port, so that one port's addresses cannot answer for another's. An entry
+// holds the Fdb's generation of the time *before* the table was asked; anything that moves or vanishes changes the
+// generation. A source entry also holds the epoch: once an epoch the table hears that the address lives. If learning a
+// frame of this very batch changed the generation, answers taken before are asked for again, so that a batch gives what
+// its frames would give one by one.
 #include "l2/forward.h"
 
 #include "base/bytes.h"
@@ -18,29 +19,61 @@ namespace sw {
 
 namespace {
 
-constexpr uint32_t kCacheBits = 9;
+constexpr uint32_t kSetBits = 11;
+constexpr uint32_t kWays = 2;
 constexpr PortId kAsk = 0xfffe;      // unicast: ask the table
 constexpr PortId kToAll = 0xfffd;    // broadcast or multicast
 constexpr PortId kDropped = 0xfffc;  // counted already
 
-struct CacheEntry {
-  uint64_t key = 0;  // MAC and VLAN
-  uint64_t tag = 0;  // generation << 32 | source port + 1 << 16 | epoch or destination
+// The first 14 bytes of a frame in two words, bytes in wire order: what a train of frames has in common.
+struct Addresses {
+  uint64_t front, back;
+  explicit Addresses(const uint8_t* head)
+      : front(load_unaligned<uint64_t>(head)), back(load_unaligned<uint64_t>(head + kMacBytes)) {}
+  // A MAC as it lies in memory, shifted up to leave room for a VLAN: the key of both caches.
+  [[nodiscard]] uint64_t destination() const { return front << 16; }
+  [[nodiscard]] uint64_t source() const { return back << 16; }
+  [[nodiscard]] bool tagged() const { return back >> 48 == 0x0081; }  // TPID 0x8100 in wire order
+  [[nodiscard]] bool to_group() const { return (front & 1) != 0; }
 };
-using Cache = std::array<CacheEntry, 1 << kCacheBits>;
 
-constexpr uint64_t cache_key(Mac mac, uint16_t vlan) { return mac << 16 | vlan; }
 constexpr uint64_t cache_tag(uint32_t generation, PortId source, uint16_t low) {
   return uint64_t{generation} << 32 | (uint64_t{source} + 1) << 16 |
          low;  // + 1: no tag is 0, the value of an empty entry
 }
-// The low bits of the product's top: the source port is mixed in, or a gateway's many clients would share one entry.
-constexpr size_t cache_index(uint64_t key, PortId source) {
-  return ((key + (uint64_t{source} << 12)) * 0x9e37'79b9'7f4a'7c15) >> (64 - kCacheBits);
-}
+
+// A worker's memory of what the table said. 64 KB.
+class Cache {
+ public:
+  struct Entry {
+    uint64_t key = 0;  // MAC in wire order and VLAN
+    uint64_t tag = 0;  // generation << 32 | source port + 1 << 16 | epoch or destination
+  };
+  // The tag under which `key` is kept; 0: not known.
+  [[nodiscard]] uint64_t find(uint64_t key, PortId source) const {
+    const Set& set = sets_[index(key, source)];
+    if (set[0].key == key) [[likely]]
+      return set[0].tag;
+    return set[1].key == key ? set[1].tag : 0;
+  }
+  // The newest entry is the first way; what was there before has one more chance.
+  void put(uint64_t key, PortId source, uint64_t tag) {
+    Set& set = sets_[index(key, source)];
+    if (set[0].key != key) set[1] = set[0];
+    set[0] = {key, tag};
+  }
+  void clear() { sets_.fill({}); }
+
+ private:
+  using Set = std::array<Entry, kWays>;
+  // The top bits of the product: the source port is mixed in, or a gateway's many clients would share one set.
+  static size_t index(uint64_t key, PortId source) {
+    return ((key + (uint64_t{source} << 12)) * 0x9e37'79b9'7f4a'7c15) >> (64 - kSetBits);
+  }
+  alignas(64) std::array<Set, 1 << kSetBits> sets_{};
+};
 
 struct Pending {
-  Mac source, destination;
   PortId to;   // a port, or one of the values above
   bool learn;  // the source cache did not know it
 };
@@ -48,7 +81,7 @@ struct Pending {
 }  // namespace
 
 struct Forwarder::Caches {
-  Cache sources{}, destinations{};
+  Cache sources, destinations;
   std::array<Pending, kMaxBatch> pending;
   struct Flood {
     bool valid = false;
@@ -58,11 +91,13 @@ struct Forwarder::Caches {
   };
   std::array<Flood, 2> floods;  // for broadcast and multicast, for unknown unicast; both belong to the present plan
 
-  void admit_all(Batch& batch, const PortPolicy& source, const Fdb& fdb, uint32_t generation,
+  uint32_t forward_known(Batch& batch, const PortPolicy& source, const Fdb& fdb, Groups& out) const;
+  void forward_rest(Batch& batch, uint32_t begin, const PortPolicy& source, const BridgeView& bridge,
+                    PortWorkerCounters& counters, Groups& out);
+  void admit_all(Batch& batch, uint32_t begin, const PortPolicy& source, const Fdb& fdb, uint32_t generation,
                  PortWorkerCounters& counters);
-  void learn(const Frame& frame, const Pending& item, const PortPolicy& source, Fdb& fdb);
-  PortId look_up(const Frame& frame, Mac destination, const PortPolicy& source, const BridgeView& bridge,
-                 PortWorkerCounters& counters);
+  void learn(const Frame& frame, const PortPolicy& source, Fdb& fdb);
+  PortId look_up(const Frame& frame, const PortPolicy& source, const BridgeView& bridge, PortWorkerCounters& counters);
   const FloodSet& flood_set(uint16_t vlan, bool unknown, const PortPolicy& source, const BridgeView& bridge);
 };
 
@@ -70,31 +105,84 @@ Forwarder::Forwarder() : caches_(std::make_unique<Caches>()) {}
 Forwarder::~Forwarder() = default;
 
 void Forwarder::reset() {
-  caches_->sources.fill({});
-  caches_->destinations.fill({});
+  caches_->sources.clear();
+  caches_->destinations.clear();
   for (Caches::Flood& flood : caches_->floods) flood.valid = false;
 }
 
 void Forwarder::forward(Batch& batch, const PortPolicy& source, const BridgeView& bridge, PortWorkerCounters& counters,
                         Groups& out) {
-  Caches& caches = *caches_;
+  const uint32_t known = source.learning ? caches_->forward_known(batch, source, *bridge.fdb, out) : 0;
+  if (known != 0) counters.forwarded.add(known);
+  if (known != batch.count) caches_->forward_rest(batch, known, source, bridge, counters, out);
+}
+
+// Frames from the first one on whose source and destination are both in the caches. How many.
+uint32_t Forwarder::Caches::forward_known(Batch& batch, const PortPolicy& source, const Fdb& fdb, Groups& out) const {
+  const uint32_t generation = fdb.generation();
+  const uint64_t alive = cache_tag(generation, source.id, fdb.epoch());
+  const uint64_t answer = cache_tag(generation, source.id, 0);
+  const uint16_t untagged = source.vlan.untagged;
+  const bool trunk = !source.vlan.access;
+  Groups::List list;
+  uint64_t front = 0, back = 0;
+  bool repeats = false;  // an untagged frame with the same two words leads where the last one led
+  uint32_t i = 0;
+  for (; i < batch.count; ++i) {
+    Frame& frame = batch.frames[i];
+    const Addresses addresses(frame.data());
+    uint16_t vlan = untagged;
+    if (!repeats || addresses.front != front || addresses.back != back) {
+      uint16_t tci = untagged;
+      const bool tagged = addresses.tagged();
+      if (tagged) {
+        if (!trunk || frame.head_len < kEthHeaderBytes + kVlanTagBytes) break;
+        tci = load_be16(frame.data() + kEthHeaderBytes);
+        vlan = tci & kVlanIdMask;
+        if (vlan == 0) break;  // a priority tag
+      }
+      if (sources.find(addresses.source() | vlan, source.id) != alive) break;
+      const uint64_t to = destinations.find(addresses.destination() | vlan, source.id) ^ answer;
+      if (to >= kMaxPorts) break;
+      if (list.port != to) {
+        out.close(list);
+        list = out.open(static_cast<PortId>(to));
+      }
+      front = addresses.front;
+      back = addresses.back;
+      repeats = !tagged;
+      frame.tagged = tagged;
+      frame.tci = tci;
+    } else {
+      frame.tci = untagged;
+      frame.tagged = false;
+    }
+    frame.vlan = vlan;
+    list.frames[list.count++] = static_cast<uint8_t>(i);
+  }
+  out.close(list);
+  return i;
+}
+
+void Forwarder::Caches::forward_rest(Batch& batch, uint32_t begin, const PortPolicy& source, const BridgeView& bridge,
+                                     PortWorkerCounters& counters, Groups& out) {
   Fdb& fdb = *bridge.fdb;
   const uint32_t generation = fdb.generation();
-  caches.admit_all(batch, source, fdb, generation, counters);
+  admit_all(batch, begin, source, fdb, generation, counters);
 
   uint64_t forwarded = 0, passed = 0;
   bool changed = false;  // the cached answers of the first loop are out of date
-  for (uint32_t i = 0; i < batch.count; ++i) {
-    const Pending& item = caches.pending[i];
+  for (uint32_t i = begin; i < batch.count; ++i) {
+    const Pending& item = pending[i];
     if (item.to == kDropped) continue;
     const Frame& frame = batch.frames[i];
     if (item.learn) {
-      caches.learn(frame, item, source, fdb);
+      learn(frame, source, fdb);
       changed = changed || fdb.generation() != generation;
     }
     PortId to = item.to;
     if (to == kAsk || (changed && to != kToAll)) {
-      to = caches.look_up(frame, item.destination, source, bridge, counters);
+      to = look_up(frame, source, bridge, counters);
       if (to == kDropped) continue;
     }
     if (to < kMaxPorts) {
@@ -103,7 +191,7 @@ void Forwarder::forward(Batch& batch, const PortPolicy& source, const BridgeView
       ++forwarded;
       continue;
     }
-    const FloodSet& all = caches.flood_set(frame.vlan, to != kToAll, source, bridge);
+    const FloodSet& all = flood_set(frame.vlan, to != kToAll, source, bridge);
     for (const PortId port : all.ports()) out.add(port, static_cast<uint8_t>(i));
     if (all.ports().empty()) {
       counters.drop_rx(all.drop());
@@ -119,26 +207,13 @@ void Forwarder::forward(Batch& batch, const PortPolicy& source, const BridgeView
 }
 
 // The first loop: set vlan, tci and tagged of every frame, and what the caches know.
-void Forwarder::Caches::admit_all(Batch& batch, const PortPolicy& source, const Fdb& fdb, uint32_t generation,
-                                  PortWorkerCounters& counters) {
-  const uint64_t known = cache_tag(generation, source.id, fdb.epoch());
+void Forwarder::Caches::admit_all(Batch& batch, uint32_t begin, const PortPolicy& source, const Fdb& fdb,
+                                  uint32_t generation, PortWorkerCounters& counters) {
+  const uint64_t alive = cache_tag(generation, source.id, fdb.epoch());
   const uint64_t answer = cache_tag(generation, source.id, 0);
-  uint64_t last_front = 0, last_back = 0;
-  int last = -1;  // an untagged frame that was admitted
-  for (uint32_t i = 0; i < batch.count; ++i) {
+  for (uint32_t i = begin; i < batch.count; ++i) {
     Frame& frame = batch.frames[i];
-    const uint8_t* const head = frame.data();
-    // Guests send in trains: the same addresses and type as the frame before mean the same result.
-    const auto front = load_unaligned<uint64_t>(head), back = load_unaligned<uint64_t>(head + kMacBytes);
-    if (last >= 0 && front == last_front && back == last_back) {
-      const Frame& before = batch.frames[static_cast<uint32_t>(last)];
-      frame.vlan = before.vlan;
-      frame.tci = before.tci;
-      frame.tagged = false;
-      pending[i] = pending[static_cast<uint32_t>(last)];
-      continue;
-    }
-    const Admission admission = admit(head, frame.head_len, source);
+    const Admission admission = admit(frame.data(), frame.head_len, source);
     frame.vlan = admission.vlan;
     frame.tci = admission.tci;
     frame.tagged = admission.tagged;
@@ -148,49 +223,40 @@ void Forwarder::Caches::admit_all(Batch& batch, const PortPolicy& source, const 
       item.to = kDropped;
       continue;
     }
-    item = {admission.source, admission.destination, kToAll, false};
+    item = {kToAll, false};
+    const Addresses addresses(frame.data());
     if (source.learning) {
-      const uint64_t key = cache_key(admission.source, admission.vlan);
-      const CacheEntry& entry = sources[cache_index(key, source.id)];
-      item.learn = entry.key != key || entry.tag != known;
+      item.learn = sources.find(addresses.source() | admission.vlan, source.id) != alive;
       if (item.learn) fdb.prefetch(admission.vlan, admission.source);
     }
-    if (!is_multicast(admission.destination)) {
-      const uint64_t key = cache_key(admission.destination, admission.vlan);
-      const CacheEntry& entry = destinations[cache_index(key, source.id)];
-      const bool hit = entry.key == key && (entry.tag ^ answer) < kMaxPorts;
-      item.to = hit ? static_cast<PortId>(entry.tag ^ answer) : kAsk;
-      if (!hit) fdb.prefetch(admission.vlan, admission.destination);
-    }
-    if (!admission.tagged) {
-      last = static_cast<int>(i);
-      last_front = front;
-      last_back = back;
+    if (!addresses.to_group()) {
+      const uint64_t to = destinations.find(addresses.destination() | admission.vlan, source.id) ^ answer;
+      item.to = to < kMaxPorts ? static_cast<PortId>(to) : kAsk;
+      if (item.to == kAsk) fdb.prefetch(admission.vlan, admission.destination);
     }
   }
 }
 
-void Forwarder::Caches::learn(const Frame& frame, const Pending& item, const PortPolicy& source, Fdb& fdb) {
+void Forwarder::Caches::learn(const Frame& frame, const PortPolicy& source, Fdb& fdb) {
   const uint32_t generation = fdb.generation();
   const uint8_t epoch = fdb.epoch();
-  const LearnResult result = fdb.learn(frame.vlan, item.source, source);
+  const LearnResult result = fdb.learn(frame.vlan, load_mac(frame.data() + kMacBytes), source);
   // Refused and busy ones are tried again with the next frame: limits are raised and entries go.
   if (result == LearnResult::kRefused || result == LearnResult::kBusy) return;
-  const uint64_t key = cache_key(item.source, frame.vlan);
-  sources[cache_index(key, source.id)] = {key, cache_tag(generation, source.id, epoch)};
+  sources.put(Addresses(frame.data()).source() | frame.vlan, source.id, cache_tag(generation, source.id, epoch));
 }
 
-PortId Forwarder::Caches::look_up(const Frame& frame, Mac destination, const PortPolicy& source,
-                                  const BridgeView& bridge, PortWorkerCounters& counters) {
+PortId Forwarder::Caches::look_up(const Frame& frame, const PortPolicy& source, const BridgeView& bridge,
+                                  PortWorkerCounters& counters) {
   const uint32_t generation = bridge.fdb->generation();
-  const Route found = route(bridge.fdb->lookup(frame.vlan, destination), frame.vlan, source, bridge);
+  const Route found = route(bridge.fdb->lookup(frame.vlan, load_mac(frame.data())), frame.vlan, source, bridge);
   if (found.drop != kNoDrop) {
     counters.drop_rx(found.drop);
     return kDropped;
   }
   if (found.port != kNoPort) {
-    const uint64_t key = cache_key(destination, frame.vlan);
-    destinations[cache_index(key, source.id)] = {key, cache_tag(generation, source.id, found.port)};
+    destinations.put(Addresses(frame.data()).destination() | frame.vlan, source.id,
+                     cache_tag(generation, source.id, found.port));
   }
   return found.port;
 }

@@ -28,6 +28,19 @@ class Groups {
     if (counts_[port] == 0) touched_[touched_count_++] = port;
     lists_[port][counts_[port]++] = frame;
   }
+  // The list of one port, taken out while many frames in a row go there.
+  struct List {
+    PortId port = kNoPort;
+    uint8_t count = 0;
+    uint8_t* frames = nullptr;
+  };
+  List open(PortId port) {
+    if (counts_[port] == 0) touched_[touched_count_++] = port;
+    return {port, counts_[port], lists_[port].data()};
+  }
+  void close(const List& list) {
+    if (list.frames != nullptr) counts_[list.port] = list.count;
+  }
   [[nodiscard]] std::span<const PortId> touched() const { return {touched_.data(), touched_count_}; }
   [[nodiscard]] std::span<const uint8_t> of(PortId port) const { return {lists_[port].data(), counts_[port]}; }
 
