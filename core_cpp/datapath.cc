@@ -22,8 +22,9 @@ constexpr uint64_t kBalanceMs = 5000;  // window in which queue loads are measur
 bool same_identity(const PortConfig& a, const PortConfig& b) {
   return a.type == b.type && a.socket == b.socket && a.socket_owner_switch == b.socket_owner_switch &&
          a.socket_mode == b.socket_mode && a.socket_gid == b.socket_gid && a.queues == b.queues &&
-         a.device == b.device && a.mac == b.mac && a.packed == b.packed && a.offloads == b.offloads &&
-         a.mergeable == b.mergeable && a.in_order == b.in_order && a.ring_size == b.ring_size;
+         a.device == b.device && a.vhost == b.vhost && a.mac == b.mac && a.packed == b.packed &&
+         a.offloads == b.offloads && a.mergeable == b.mergeable && a.in_order == b.in_order &&
+         a.ring_size == b.ring_size;
 }
 
 bool is_default(const VlanPolicy& vlan) { return !vlan.access && vlan.untagged == 0 && vlan.trunk.all(); }

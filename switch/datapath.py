@@ -59,6 +59,7 @@ class PortSpec:
     queues: int = 1
     device: str = ""
     mac: int = 0
+    vhost: bool = False
     packed: bool = True
     offloads: bool = True
     mergeable: bool = True

@@ -120,6 +120,7 @@ PortSpec port_spec(const py::dict& spec) {
   config.packed = spec["packed"].cast<bool>();
   config.offloads = spec["offloads"].cast<bool>();
   config.mergeable = spec["mergeable"].cast<bool>();
+  config.vhost = spec["vhost"].cast<bool>();
   config.in_order = spec["in_order"].cast<bool>();
   config.ring_size = spec["ring_size"].cast<uint32_t>();
   out.bridge = spec["bridge"].cast<std::string>();

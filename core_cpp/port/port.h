@@ -97,6 +97,7 @@ struct PortConfig {
   uint32_t mtu = 0;                 // 0: no limit announced
   uint64_t mac = 0;                 // virtiouser, tap: own address, 0: none
   bool packed = true;               // offer / accept packed rings
+  bool vhost = false;               // tap: through the kernel's vhost-net
   bool offloads = true;             // offer checksum and segmentation offloads
   bool mergeable = true;            // offer / accept mergeable receive buffers
   bool in_order = true;             // offer / accept VIRTIO_F_IN_ORDER

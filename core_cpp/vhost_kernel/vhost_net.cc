@@ -70,6 +70,7 @@ uint64_t VhostNet::features(const OffloadCaps& caps) const {
 }
 
 Result<void> VhostNet::start(const DriverMemory& memory, std::span<const int> taps) {
+  started_ = true;
   for (size_t q = 0; q < devices_.size(); ++q) {
     VhostDevice& device = devices_[q];
     Result<void> done = device.set_features(ring_features_);
@@ -96,6 +97,7 @@ Result<void> VhostNet::start_pair(VhostDevice& device, std::span<const DriverMem
 }
 
 void VhostNet::stop() {
+  if (!std::exchange(started_, false)) return;
   for (VhostDevice& device : devices_) {
     for (uint32_t i = 0; i < 2; ++i) {
       vhost_vring_file file{i, VHOST_FILE_UNBIND};

@@ -43,6 +43,7 @@ class VhostNet {
   Result<void> start_pair(VhostDevice& device, std::span<const DriverMemory::Ring> rings, int tap);
 
   std::vector<VhostDevice> devices_;  // one per queue pair
+  bool started_ = false;
   uint64_t ring_features_ = 0;
   UniqueFd ring_error_;  // eventfd
 };

@@ -44,6 +44,7 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     _switch("learning", "Learn source addresses."),
     _switch("flood", "Receive frames to unknown addresses."),
     _switch("isolated", "Exchange nothing with other isolated ports."),
+    _switch("vhost", "Frames through the kernel's vhost-net (tap)."),
     _switch("packed", "Offer packed rings."),
     _switch("offloads", "Offer checksum and segmentation offloads."),
     _switch("mergeable", "Offer mergeable receive buffers."),

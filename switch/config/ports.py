@@ -214,6 +214,13 @@ class TapPort(PortSection):
         None
     )
     offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the kernel")] = True
+    vhost: Annotated[
+        Boolean,
+        Field(
+            description="let the kernel's vhost-net move the frames, without a system call for each; "
+            "needs the module vhost_net"
+        ),
+    ] = False
 
 
 class AfPacketPort(PortSection):
@@ -299,6 +306,7 @@ _SAME_IN_SPEC = (
     "socket_owner",
     "socket_mode",
     "queues",
+    "vhost",
     "packed",
     "offloads",
     "mergeable",

@@ -146,7 +146,8 @@ ports:
   - {name: vm1, type: vhostuser, socket: /run/vm1.sock, queues: 2, vlan: {trunk: [10, "20-22"], native: 10},
      socket_mode: "0600", packed: false, mtu: 9000, rx_affinity: {1: 6}, enabled: false, mac_limit: 7}
   - {name: vu, type: virtiouser, socket: /run/vu.sock, in_order: false, ring_size: 1024}
-  - {name: t, type: tap, isolated: true, flood: false, learning: false, mac: "52:54:00:12:34:56"}
+  - {name: t, type: tap, isolated: true, flood: false, learning: false, mac: "52:54:00:12:34:56",
+     vhost: true}
   - {name: up, type: afpacket, device: eth1, vlan: {access: 30}}
 """
     vm1, vu, tap, up = parse(text).port_specs(MACHINE)
@@ -161,6 +162,7 @@ ports:
     assert (vm1.queues, vm1.socket_mode, vm1.packed, vm1.mtu, vm1.enabled) == (2, 0o600, False, 9000, False)
     assert (dict(vm1.rx_affinity), vm1.mac_limit) == ({1: 6}, 7)
     assert (vu.socket_owner, vu.in_order, vu.ring_size) == ("peer", False, 1024)
+    assert (tap.vhost, vm1.vhost) == (True, False)
     assert (tap.device, tap.mac, tap.isolated, tap.flood, tap.learning) == ("", 0x525400123456, True, False, False)
     assert (tap.vlan.access, tap.vlan.trunk, tap.vlan.native) == (None, None, 0)
     assert (up.device, up.vlan.access) == ("eth1", 30)

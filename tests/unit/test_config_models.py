@@ -161,6 +161,7 @@ ROWS = [
     (port(f'{VM}, socket_owner: peer, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),
     (port(f"{VM}, socket_owner: peer, socket_group: kvm"), "ports[0].socket_group", "has no effect with socket_owner: peer"),
     (port(f"{VM}, server: true"), "ports[0].server", "write socket_owner: switch"),
+    (port(f"{VM}, vhost: true"), "ports[0].vhost", "only tap ports have it"),
     (port(f"{VU}, ring_size: 300"), "ports[0].ring_size", "must be a power of two, not 300: try 256"),
     (port(f"{VU}, ring_size: 65536"), "ports[0].ring_size", "must be from 16 to 32768"),
     (port(f'{VU}, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),

@@ -206,6 +206,7 @@ def test_policy_changes_while_frames_flow(field: str, value: Any, text: str) -> 
         ("queues", 4, "replace port vm1: queues 1 -> 4"),
         ("device", "eth0", "replace port vm1: device none -> eth0"),
         ("mac", 0x525400123456, "replace port vm1: mac none -> 52:54:00:12:34:56"),
+        ("vhost", True, "replace port vm1: vhost false -> true"),
         ("packed", False, "replace port vm1: packed true -> false"),
         ("offloads", False, "replace port vm1: offloads true -> false"),
         ("mergeable", False, "replace port vm1: mergeable true -> false"),
