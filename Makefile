@@ -6,13 +6,16 @@
 #   make test                every test: C++ under sanitizers, fuzzing, lint, pytest with real peers
 #   make unit                C++ tests and the pytest suites that need no peer
 #   make check               lint and types only
+#   make bench [QUICK=1]     rates and latencies beside OVS-DPDK and testpmd, in bench/results (25 minutes; QUICK: 3)
 #   make fuzz [TIME=600]     every fuzz target for TIME seconds
 #   make clean               remove build/ and .venv
 .DEFAULT_GOAL := help
-.PHONY: help run test unit check fuzz clean
+.PHONY: help run test unit check bench fuzz clean
 
 DURATION ?= 0
 TIME ?= 600
+QUICK ?=
+RESULTS ?= bench/results/$(if $(QUICK),quick,local).json
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +35,11 @@ unit:
 check:
 	@tools/setup.sh check
 	@.venv/bin/python tools/run_tests.py check
+
+bench:
+	@tools/setup.sh bench
+	@.venv/bin/python -m bench.run $(if $(QUICK),--quick --rounds 5 --seconds 0.2) --json $(RESULTS)
+	@.venv/bin/python -m bench.report $(RESULTS)
 
 fuzz:
 	@tools/setup.sh test

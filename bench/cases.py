@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases: what the guests are and what they send, spelled in a name.
 
-A name is SIZE-RING[-WORD...], "64-split" or "1518-packed-inorder-64k". Any combination may be asked for; MATRIX is what
-`make bench` measures.
+A name is SIZE-RING[-WORD...], "64-split" or "1518-packed-inorder-4kpairs". Any combination may be asked for; MATRIX is
+what `make bench` measures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ from dataclasses import dataclass, replace
 
 class CaseError(ValueError):
     """The name means nothing; the message says which part."""
+
+
+KINDS = {
+    "rate": "frames a second, both ways, as many as go",
+    "latency": "at fixed rates, at shares of the switch's own rate, with one frame per guest under way",
+    "loop": "frames a second between DPDK's own guests (testpmd with virtio-user), in a closed loop",
+    "idle": "CPU time of the idle switch, and how long the first frame takes then",
+    "disturb": "latency and loss of others while the switch is asked and changed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,8 @@ class Case:
     ring: int = 256
     touch: str = "whole"  # what guests do with the bytes: traffic.h, TrafficTouch
     gso: int = 0  # bytes of a segment: frames are TCP for the other side to cut
+    window: int = 0  # most frames of a guest under way, 0: what the rings take
+    kind: str = "rate"  # what is measured: one of KINDS
 
     @property
     def all_ports(self) -> int:
@@ -49,7 +60,10 @@ def parse_case(name: str) -> Case:
     size = 65226 if parts[0] == "tso" else int(parts[0])
     if not 60 <= size <= 65535:
         raise CaseError(f"'{name}': frames have 60 to 65535 bytes")
-    case = Case(name, size=size, packed=parts[1] == "packed", gso=1448 if parts[0] == "tso" else 0)
+    case = Case(name, size=size, packed=parts[1] == "packed")
+    if parts[0] == "tso":
+        # 32 buffers a frame: a ring of 256 holds 8. As TCP would, guests keep to what the receiver has room for.
+        case = replace(case, gso=1448, window=6)
     for word in parts[2:]:
         case = _with_word(case, word)
     return case
@@ -62,6 +76,8 @@ def _with_word(case: Case, word: str) -> Case:
         "head": {"touch": "head"},
         "never": {"touch": "never"},
     }
+    if word in KINDS:
+        return replace(case, kind=word)
     if word in plain:
         return replace(case, **plain[word])  # type: ignore[arg-type]
     if found := re.fullmatch(r"([0-9]+[km]?)pairs", word):
@@ -76,14 +92,32 @@ def _with_word(case: Case, word: str) -> Case:
         return replace(case, burst=int(found[1]))
     if found := re.fullmatch(r"ring([0-9]+)", word):
         return replace(case, ring=int(found[1]))
+    kinds = ", ".join(KINDS)
     raise CaseError(
-        f"'{case.name}': '{word}' is none of inorder, nomrg, head, never, Npairs, Nports, Nidle, burstN, ringN"
+        f"'{case.name}': '{word}' is none of inorder, nomrg, head, never, Npairs, Nports, Nidle, burstN, ringN, {kinds}"
     )
 
 
+# From the base cases (64-split, 64-packed) each axis is varied alone.
 MATRIX: tuple[str, ...] = (
+    "64-split", "64-packed", "64-split-inorder", "64-packed-inorder", "64-split-nomrg", "64-packed-nomrg",
+    "512-split", "512-packed", "1518-split", "1518-packed", "1518-split-head", "1518-packed-head",
+    "9000-split", "9000-packed", "9000-split-nomrg", "tso-split", "tso-packed",
+    "64-split-1kpairs", "64-packed-1kpairs", "64-split-4kpairs", "64-packed-4kpairs",
+    "64-split-32kpairs", "64-split-512kpairs",
+    "64-split-16ports", "64-split-64ports", "64-split-32idle", "64-packed-32idle",
+    "64-split-burst4", "64-packed-burst4", "64-split-ring1024", "64-split-never", "64-packed-never",
+    "64-split-loop", "64-packed-loop", "64-packed-inorder-loop", "1518-split-loop",
+    "64-split-latency", "64-packed-latency",
+    "64-split-idle", "64-split-disturb",
+)  # fmt: skip
+QUICK: tuple[str, ...] = (
     "64-split",
     "64-packed",
+    "1518-split",
+    "64-split-1kpairs",
+    "64-split-latency",
+    "64-split-idle",
 )
 
 

@@ -70,11 +70,15 @@ def interval(before: Snapshot, after: Snapshot) -> Interval:
 class Generator:
     """The guests of one case on one switch. Inactive until told otherwise."""
 
-    def __init__(self, case: Case, switch: Switch, latency: bool = False) -> None:
+    def __init__(self, case: Case, switch: Switch, latency: bool = False, one_way: bool = False) -> None:
         self._switch = switch
         guests = [self._guest(case, switch, number, latency) for number in range(case.all_ports)]
+        if one_way:
+            for guest in guests[1::2]:
+                guest["send"] = False
         self._runner = core().TrafficRunner(guests, LOAD_CPU, True)
         self._runner.set_sending(False)
+        self._runner.set_window(case.window)
 
     @staticmethod
     def _guest(case: Case, switch: Switch, number: int, latency: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -26,6 +27,7 @@ class Child:
         cpus: set[int],
         environment: Mapping[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
     ) -> None:
         self.log = log
         self.name = Path(command[0]).name
@@ -34,8 +36,8 @@ class Child:
         try:
             with log.open("wb") as sink:
                 self.process = subprocess.Popen(
-                    [str(part) for part in command], stdin=stdin, stdout=sink, stderr=subprocess.STDOUT,
-                    start_new_session=True, env={**os.environ, **(environment or {})},
+                    [str(part) for part in command], stdin=stdin, stdout=sink if stdout is None else stdout,
+                    stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **(environment or {})},
                 )  # fmt: skip
         except OSError as error:
             raise BenchError(f"cannot start {command[0]}: {error.strerror}") from error
@@ -67,13 +69,21 @@ class Child:
         if self.process.stdin:
             self.process.stdin.close()
 
-    def ticks(self) -> int:
-        """CPU time of all its threads so far, in clock ticks."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            return 0
-        return int(fields[11]) + int(fields[12])
+
+@dataclass(frozen=True, slots=True)
+class ThreadTimes:
+    run_ns: int
+    wait_ns: int  # ready to run, but somebody else had the CPU
+
+
+def thread_times(pid: int) -> dict[int, ThreadTimes]:
+    """Of every thread that a process has at this moment."""
+    times = {}
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            ran, waited, _slices = task.read_text().split()
+            times[int(task.parent.name)] = ThreadTimes(int(ran), int(waited))
+    return times
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, seconds: float = 20.0) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,21 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from bench import cases, machine
+from bench.cases import Case
+from bench.disturb import measure_disturbed
 from bench.generator import core
-from bench.measure import Outcome, measure_rate
+from bench.idle import measure_idle
+from bench.latency import Point, measure_latency
+from bench.loop import measure_loop
+from bench.measure import Outcome, measure_rate, needs_of
 from bench.numbers import median, ratios
 from bench.process import BenchError
-from bench.switches import LOAD_CPU, make_switch
+from bench.switches import LOAD_CPU, Ours, Switch, make_switch
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n")[0])
     parser.add_argument("--case", "--cases", dest="cases", action="append", default=[], metavar="PATTERN",
                         help="names or patterns, separated by commas; default: all (--list)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="few cases instead of all")
     parser.add_argument("--switch", "--switches", dest="switches", default="ours,ovs,testpmd", metavar="LIST",
                         help="of ours, ours=CHECKOUT, ovs, testpmd; the first is compared with the others")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3, help="how often each switch has its turn")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a round, without warming up")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each switch has its turn")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a round, without warming up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
     parser.add_argument("--list", action="store_true", help="show the cases that there are and end")
     given = parser.parse_args(arguments)
@@ -39,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds is 1 at least, --seconds 0.05 to 600")
     patterns = [part for text in given.cases for part in text.split(",") if part]
     try:
-        given.cases = cases.choose(patterns or ["*"])
+        given.cases = cases.choose(patterns or (cases.QUICK if given.quick else ["*"]))
     except cases.CaseError as error:
         parser.error(str(error))
     given.switches = [part for part in given.switches.split(",") if part]
@@ -48,15 +55,58 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def line(label: str, outcome: Outcome, first: Outcome) -> str:
+def rate_line(label: str, outcome: Outcome, first: Outcome) -> str:
     cycles = f"{median(outcome.cycles):6.1f}" if outcome.cycles else "     -"
     ratio = median(ratios(first.mpps, outcome.mpps)) if outcome is not first else 1.0
     least, most = min(outcome.mpps), max(outcome.mpps)
-    return (
+    text = (
         f"  {label:<20} {median(outcome.mpps):8.3f} Mpps ({least:.3f} to {most:.3f})  x{ratio:5.2f}  "
-        f"{cycles} cycles/frame  generator {median(outcome.generator_busy):4.0%} busy  loss {median(outcome.loss):.2%}"
-        + (f"  {outcome.still_noisy} NOISY" if outcome.still_noisy else "")
+        f"{cycles} cycles/frame"
     )
+    if outcome.generator_busy:
+        text += f"  generator {median(outcome.generator_busy):4.0%} busy  loss {median(outcome.loss):.2%}"
+    return text + (f"  {outcome.still_noisy} NOISY" if outcome.still_noisy else "")
+
+
+def latency_line(label: str, load: str, point: Point) -> str:
+    shown = point.as_dict()
+    times = " / ".join(f"{shown[name]:.2f}" for name in ("p50", "p99", "p999"))
+    return (
+        f"  {label:<20} {load:<12} {shown['mpps']:7.3f} Mpps  p50 / p99 / p99.9  {times} us  loss {shown['loss']:.3%}"
+        + (f"  {point.still_noisy} NOISY" if point.still_noisy else "")
+    )
+
+
+def measure(case: Case, switches: Sequence[Switch], rounds: int, seconds: float) -> dict[str, Any]:
+    """What the case asks for: printed, and as it is kept."""
+    able = [switch for switch in switches if switch.able(needs_of(case))]
+    ours = [switch for switch in able if isinstance(switch, Ours)]
+    kept: dict[str, Any] = {}
+    if case.kind in ("rate", "loop"):
+        how = measure_rate if case.kind == "rate" else measure_loop
+        outcomes = how(case, able, rounds, seconds)
+        first = next(iter(outcomes.values()))
+        for label, outcome in outcomes.items():
+            print(rate_line(label, outcome, first), flush=True)
+            kept[label] = outcome.as_dict()
+            if outcome is not first:
+                kept[label]["ratio"] = round(median(ratios(first.mpps, outcome.mpps)), 3)
+    elif case.kind == "latency":
+        for label, points in measure_latency(case, able, rounds, seconds).items():
+            for load, point in points.items():
+                print(latency_line(label, load, point), flush=True)
+            kept[label] = {load: point.as_dict() for load, point in points.items()}
+    elif case.kind == "idle":
+        for switch in ours:
+            kept[switch.label] = measure_idle(case, switch, rounds, seconds).as_dict()
+            print(f"  {switch.label:<20} {kept[switch.label]}", flush=True)
+    else:
+        for switch in ours:
+            disturbed = measure_disturbed(case, switch, max(2.0, seconds))
+            kept[switch.label] = {name: one.as_dict() for name, one in disturbed.items()}
+            for name, one in kept[switch.label].items():
+                print(f"  {switch.label:<20} {name}: {one}", flush=True)
+    return kept
 
 
 def merge(file: Path, facts: dict[str, Any], results: dict[str, Any]) -> None:
@@ -77,23 +127,22 @@ def run(given: argparse.Namespace) -> int:
     switches = [make_switch(text, tsc_hz) for text in given.switches]
     os.sched_setaffinity(0, {LOAD_CPU})
     failed = 0
-    with machine.huge_pages():
+    alone = all(isinstance(switch, Ours) for switch in switches)
+    with machine.huge_pages(machine.PAGES_ALONE if alone else machine.PAGES_WITH_PEERS, required=not alone):
         for name in given.cases:
-            case = cases.parse_case(name)
-            able = [switch for switch in switches if case.pairs * case.ports <= switch.many_macs]
             print(name, flush=True)
             try:
-                outcomes = measure_rate(case, able, given.rounds, given.seconds)
+                kept = measure(cases.parse_case(name), switches, given.rounds, given.seconds)
             except BenchError as error:
                 print(f"  {error}", file=sys.stderr)
                 failed += 1
                 continue
-            first = next(iter(outcomes.values()))
-            for label, outcome in outcomes.items():
-                print(line(label, outcome, first), flush=True)
             if given.json:
-                facts = {"machine": machine.describe(tsc_hz), "measured": time.strftime("%Y-%m-%d")}
-                merge(given.json, facts, {name: {label: outcome.as_dict() for label, outcome in outcomes.items()}})
+                kept["measured"] = time.strftime("%Y-%m-%d %H:%M")
+                kept["rounds"], kept["seconds"] = given.rounds, given.seconds
+                facts = {"machine": machine.describe(tsc_hz)}
+                versions = {switch.label: switch.version() for switch in switches}
+                merge(given.json, {**facts, "versions": versions}, {name: kept})
     return 1 if failed else 0
 
 
@@ -102,11 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         print("\n".join(given.cases))
         return 0
+    # An end by `kill` or a closed terminal takes the same way out as Ctrl-C: nothing stays behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return run(given)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

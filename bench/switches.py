@@ -43,11 +43,20 @@ class Needs:
 
     ports: int
     macs: int  # addresses that it will see altogether
+    frame_bytes: int = 64
+    offloads: bool = False  # guests send TCP frames for the other side to cut
+    control_apart: bool = False  # control threads of switchd where its own rules put them, not on the worker's CPU
+
+    @property
+    def jumbo(self) -> bool:
+        return self.frame_bytes > 1518 and not self.offloads
 
 
 class Switch(ABC):
     guest_listens: ClassVar[bool] = True
-    many_macs: ClassVar[int] = 1 << 30  # more addresses than that make no sense
+    most_macs: ClassVar[int] = 1 << 30  # more addresses than that make no sense
+    most_ports: ClassVar[int] = 1024
+    takes_offloads: ClassVar[bool] = True
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -91,6 +100,10 @@ class Switch(ABC):
     def resume(self) -> None:
         for child in self.children:
             child.resume()
+
+    def able(self, needs: Needs) -> bool:
+        fits = needs.macs <= self.most_macs and needs.ports <= self.most_ports
+        return fits and (self.takes_offloads or not needs.offloads)
 
     def check(self) -> None:
         for child in self.children:
@@ -145,27 +158,33 @@ class Ours(Switch):
         file = self.folder / "switch.yaml"
         file.write_text(yaml.safe_dump(self.configuration(needs)))
         command: list[str | Path] = [self.python, "-P", "-m", "switch.daemon", "--config", file, "--fresh"]
-        child = Child(command, self.folder / "switchd.log", {SWITCH_CPU})
+        cpus = {SWITCH_CPU, LOAD_CPU} if needs.control_apart else {SWITCH_CPU}
+        child = Child(command, self.folder / "switchd.log", cpus)
         self.children.append(child)
         wait_until("switchd's sockets", lambda: self._answers() and self.path(needs.ports - 1).exists(), 20, child)
 
     def _answers(self) -> bool:
         try:
-            self.get("/v1/workers")
+            self.request("GET", "/v1/workers")
         except OSError:
             return False
         return True
 
-    def get(self, path: str) -> Any:
+    def request(self, method: str, path: str, body: Any = None) -> bytes:
         connection = UnixConnection(self.folder / "control.sock")
         try:
-            connection.request("GET", path)
-            return json.loads(connection.getresponse().read())
+            text = None if body is None else json.dumps(body)
+            connection.request(method, path, text, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            said = answer.read()
         finally:
             connection.close()
+        if answer.status >= 300:
+            raise BenchError(f"{self.label}: {method} {path}: {answer.status} {said.decode(errors='replace')}")
+        return said
 
     def busy(self) -> Busy | None:
-        workers = self.get("/v1/workers")["workers"]
+        workers = json.loads(self.request("GET", "/v1/workers"))["workers"]
         return Busy(sum(w["busy_seconds"] for w in workers) * self.tsc_hz, sum(w["frames"] for w in workers))
 
     def version(self) -> str:
@@ -177,7 +196,7 @@ class Ours(Switch):
 class Ovs(Switch):
     """ovs-vswitchd with DPDK and one bridge in NORMAL mode; every flow goes into its exact match cache."""
 
-    many_macs = 10_000
+    most_macs = 10_000
 
     def _start(self, needs: Needs) -> None:
         if not Path(OVS_PROGRAM).exists():
@@ -198,7 +217,7 @@ class Ovs(Switch):
             f"other_config:{key}={value}" for key, value in {
                 "dpdk-init": "true", "dpdk-socket-mem": "512", "dpdk-extra": "--in-memory --no-pci --no-telemetry",
                 "dpdk-lcore-mask": hex(1 << SWITCH_CPU), "pmd-cpu-mask": hex(1 << SWITCH_CPU),
-                "emc-insert-inv-prob": "1", "max-idle": "600000",
+                "emc-insert-inv-prob": "1", "max-idle": "600000", "userspace-tso-enable": str(needs.offloads).lower(),
             }.items()
         ))  # fmt: skip
         daemon = Child(
@@ -212,6 +231,8 @@ class Ovs(Switch):
         for i in range(needs.ports):
             command += ["--", "add-port", "br0", f"p{i}", "--", "set", "Interface", f"p{i}"]
             command += ["type=dpdkvhostuserclient", f"options:vhost-server-path={self.path(i)}"]
+            if needs.jumbo:
+                command.append(f"mtu_request={needs.frame_bytes}")
         self.ctl(*command)
 
     def ctl(self, *words: str) -> str:
@@ -234,19 +255,22 @@ class Testpmd(Switch):
     """testpmd in io mode between vhost ports: DPDK's vhost library and nothing else, no look at any frame."""
 
     __test__ = False
+    takes_offloads = False
+    most_ports = 32  # RTE_MAX_ETHPORTS
 
     def _start(self, needs: Needs) -> None:
         program = shutil.which("dpdk-testpmd")
         if program is None:
             raise BenchError("no dpdk-testpmd: apt-get install dpdk-dev")
+        buffers = ["--mbuf-size=10240", "--total-num-mbufs=8192"] if needs.jumbo else ["--total-num-mbufs=16384"]
         vdevs = [f"--vdev=net_vhost{i},iface={self.path(i)},queues=1,client=1" for i in range(needs.ports)]
         # Standard input stays open and silent: testpmd ends when a line comes.
         self._stdin, keep = os.pipe()
         self._keep = keep
         command = [
             "stdbuf", "-oL", program, "--lcores", f"0@{SWITCH_CPU},1@{SWITCH_CPU}", "--no-pci", "--in-memory",
-            "-m", "256", "--no-telemetry", "-v", *vdevs,
-            "--", "--nb-cores=1", "--forward-mode=io", "--total-num-mbufs=16384", "--disable-link-check",
+            "-m", "256", "--no-telemetry", *vdevs,
+            "--", "--nb-cores=1", "--forward-mode=io", *buffers, "--disable-link-check",
         ]  # fmt: skip
         environment = {"RUNTIME_DIRECTORY": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
         log = self.folder / "testpmd.log"
@@ -264,8 +288,7 @@ class Testpmd(Switch):
         return None
 
     def version(self) -> str:
-        found = re.search(r"RTE Version: '(.*)'", (self.folder / "testpmd.log").read_text(errors="replace"))
-        return found[1] if found else ""
+        return run(["pkg-config", "--modversion", "libdpdk"]).strip()
 
 
 def make_switch(text: str, tsc_hz: int) -> Switch:

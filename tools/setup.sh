@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Set up this checkout for `make run`, `make check` or `make test` (the argument): system packages, .venv, guest kernel.
+# Set up this checkout for `make run`, `make check`, `make test` or `make bench` (the argument): system packages, .venv, guest kernel.
 #
 # Theory of operation: every need is probed by what it provides (a program, a header), not by package name, and only what
 # is missing is installed. As root apt-get installs it, without starting any service. Not as root nothing outside the
@@ -38,10 +38,15 @@ missing_packages() {
     "$python" -c 'import venv, ensurepip' 2>/dev/null || echo "python$version-venv"
     [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] || echo "python$version-dev"
   fi
+  [ "$goal" = bench ] && chart_in_venv
   [ "$goal" = check ] && return
   have g++ || echo g++
   have cmake || echo cmake
   have ninja || echo ninja-build
+  if [ "$goal" = bench ]; then
+    [ -x /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || echo openvswitch-switch-dpdk
+    have dpdk-testpmd || echo dpdk-dev
+  fi
   [ "$goal" = test ] || return 0
   have ccache || echo ccache
   have ip || echo iproute2
@@ -149,7 +154,7 @@ venv() {
     rm -rf .venv
     "$python" -m venv .venv || { say "venv failed: apt-get install python3-venv"; exit 1; }
   fi
-  [ "$goal" = run ] || tools_in_venv
+  [ "$goal" = run ] || [ "$goal" = bench ] || tools_in_venv
   [ "$goal" = check ] && return
   have g++ || have "${CXX:-c++}" || { say "no C++ compiler: apt-get install g++"; exit 1; }
   [ "$goal" = test ] && extra='[test]'
@@ -185,6 +190,13 @@ builders_in_venv() {
   printf '%s\n' "$wanted" >build/builders.txt
   .venv/bin/pip install -q --disable-pip-version-check -r build/builders.txt >build/pip.log 2>&1 || { tail -n 20 build/pip.log >&2; exit 1; }
   printf '%s' "$wanted" >$stamp
+}
+
+# What draws the chart of `make bench`; without it there is none.
+chart_in_venv() {
+  .venv/bin/python -c 'import matplotlib' 2>/dev/null && return
+  .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' >build/bench.txt
+  .venv/bin/pip install -q --disable-pip-version-check -r build/bench.txt >build/pip.log 2>&1 || say "no matplotlib: no chart"
 }
 
 # Checkers at pinned versions.
