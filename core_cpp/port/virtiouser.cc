@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "vhost_user/features.h"
+#include "virtio/driver_features.h"
 #include "virtio/spec.h"
 
 namespace sw {
@@ -15,19 +16,10 @@ namespace {
 constexpr uint64_t kHealthMs = 100;
 
 uint64_t wanted_features(const PortConfig& config) {
-  uint64_t features = feature_mask(VIRTIO_F_VERSION_1, VIRTIO_F_EVENT_IDX, VIRTIO_F_ANY_LAYOUT);
-  if (config.packed) features |= feature_mask(VIRTIO_F_RING_PACKED);
-  if (config.in_order) features |= feature_mask(VIRTIO_F_IN_ORDER);
-  if (config.mergeable) features |= feature_mask(VIRTIO_NET_F_MRG_RXBUF);
-  if (config.offloads) {
-    features |= feature_mask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN,
-                             VIRTIO_NET_F_GUEST_CSUM);
-    // Without mergeable buffers every receive buffer would have to hold 64 KB.
-    if (config.mergeable) {
-      features |= feature_mask(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN);
-    }
-  }
-  return features;
+  return usable_driver_features({.packed = config.packed,
+                                 .in_order = config.in_order,
+                                 .mergeable = config.mergeable,
+                                 .offloads = config.offloads});
 }
 
 FrontendConfig frontend_config(const PortConfig& config, PortCounters counters) {

@@ -63,7 +63,7 @@ Result<void> VhostDevice::set_backend_features(uint64_t features) {
 
 Result<void> VhostDevice::set_memory_table(const DriverMemory& memory) {
   OneRegionTable table;
-  table.region = {memory.address(), memory.bytes(), memory.address(), 0};
+  table.region = {memory.device_base(), memory.bytes(), memory.address(), 0};
   return request(VHOST_SET_MEM_TABLE, &table,
                  "hand " + std::to_string(memory.bytes()) + " bytes of ring memory over to");
 }
@@ -71,7 +71,7 @@ Result<void> VhostDevice::set_memory_table(const DriverMemory& memory) {
 Result<void> VhostDevice::send_iotlb(const DriverMemory& memory, uint8_t type, const std::string& what) {
   vhost_msg_v2 message{};
   message.type = VHOST_IOTLB_MSG_V2;
-  message.iotlb.iova = memory.address();
+  message.iotlb.iova = memory.device_base();
   message.iotlb.size = memory.bytes();
   message.iotlb.uaddr = memory.address();
   message.iotlb.perm = VHOST_ACCESS_RW;
@@ -81,8 +81,13 @@ Result<void> VhostDevice::send_iotlb(const DriverMemory& memory, uint8_t type, c
   return Error{sent < 0 ? errno : EIO, what + " " + path_};
 }
 
-Result<void> VhostDevice::map(const DriverMemory& memory) {
-  return send_iotlb(memory, VHOST_IOTLB_UPDATE, "map " + std::to_string(memory.bytes()) + " bytes of ring memory for");
+Result<void> VhostDevice::map(const DriverMemory& memory, bool batch) {
+  const std::string what = "map " + std::to_string(memory.bytes()) + " bytes of ring memory for";
+  if (batch) {
+    if (auto begun = send_iotlb(memory, VHOST_IOTLB_BATCH_BEGIN, what); !begun) return begun;
+  }
+  if (auto mapped = send_iotlb(memory, VHOST_IOTLB_UPDATE, what); !mapped) return mapped;
+  return batch ? send_iotlb(memory, VHOST_IOTLB_BATCH_END, what) : Result<void>();
 }
 
 Result<void> VhostDevice::unmap(const DriverMemory& memory) {
@@ -97,8 +102,12 @@ Result<void> VhostDevice::set_ring(uint32_t index, const DriverMemory::Ring& rin
   // Packed: avail index 0 with wrap counter 1 (virtio 1.3 2.8.1), the upper half, used, likewise.
   state = {index, packed ? 0x8000'8000U : 0U};
   if (auto set = request(VHOST_SET_VRING_BASE, &state, "set the position " + of_ring(index)); !set) return set;
-  const auto address = [](const uint8_t* area) { return reinterpret_cast<uintptr_t>(area); };
-  vhost_vring_addr areas{index, 0, address(at.descriptors), address(at.device_area), address(at.driver_area), 0};
+  vhost_vring_addr areas{index,
+                         0,
+                         ring.device_address(at.descriptors),
+                         ring.device_address(at.device_area),
+                         ring.device_address(at.driver_area),
+                         0};
   if (auto set = request(VHOST_SET_VRING_ADDR, &areas, "set the addresses " + of_ring(index)); !set) return set;
   vhost_vring_file file{index, ring.kick.get()};
   if (auto set = request(VHOST_SET_VRING_KICK, &file, "set the kick eventfd " + of_ring(index)); !set) return set;

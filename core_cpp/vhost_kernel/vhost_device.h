@@ -4,7 +4,7 @@
 //
 // Theory of operation (linux/vhost.h). The device works in the address space of the process that owns it, so handing
 // over memory means naming it: as a table of regions (vhost-net) or as IOTLB entries (vhost-vdpa). Addresses that the
-// device sees are our own pointers, as in DriverMemory. The device closes with its file descriptor, which stops it and
+// device sees are as DriverMemory says. The device closes with its file descriptor, which stops it and
 // releases everything it had. Every failure says what was tried on which file.
 #pragma once
 
@@ -34,8 +34,9 @@ class VhostDevice {
 
   // All of `memory`, as a table with one region.
   Result<void> set_memory_table(const DriverMemory& memory);
-  // All of `memory`, as one IOTLB entry; unmap takes it back. Needs VHOST_BACKEND_F_IOTLB_MSG_V2 acknowledged.
-  Result<void> map(const DriverMemory& memory);
+  // All of `memory`, as one IOTLB entry; unmap takes it back. Needs VHOST_BACKEND_F_IOTLB_MSG_V2 acknowledged, and
+  // `batch` VHOST_BACKEND_F_IOTLB_BATCH: a device that loads its whole table at once then does so once.
+  Result<void> map(const DriverMemory& memory, bool batch = false);
   Result<void> unmap(const DriverMemory& memory);
 
   // Size, position, addresses and eventfds of ring `index` of the device, which is ring `index` of its queues. Follows

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "vhost_user/features.h"
 #include "vhost_user/frontend.h"
+#include "virtio/driver_features.h"
 #include "virtio/spec.h"
 
 namespace sw {
@@ -20,23 +21,6 @@ constexpr uint64_t kStatusFeaturesOk = 8;
 constexpr uint64_t kStatusReady = kStatusAcknowledge | kStatusDriver | kStatusFeaturesOk;
 
 constexpr uint64_t kUsedProtocolFeatures = kProtocolMq | kProtocolReplyAck | kProtocolStatus;
-
-// virtio 1.3 5.1.3.1: a feature that needs another is not taken without it.
-uint64_t drop_dependents(uint64_t features) {
-  const auto needs = [&features](uint64_t dependents, uint64_t any_of) {
-    if ((features & any_of) == 0) features &= ~dependents;
-  };
-  const auto bit = [](auto... bits) { return feature_mask(bits...); };
-  needs(bit(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
-            VIRTIO_NET_F_GUEST_USO6),
-        bit(VIRTIO_NET_F_GUEST_CSUM));
-  needs(bit(VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO),
-        bit(VIRTIO_NET_F_CSUM));
-  needs(bit(VIRTIO_NET_F_GUEST_ECN), bit(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6));
-  needs(bit(VIRTIO_NET_F_HOST_ECN), bit(VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6));
-  needs(bit(VIRTIO_F_RING_PACKED, VIRTIO_F_IN_ORDER), bit(VIRTIO_F_VERSION_1));
-  return features;
-}
 
 }  // namespace
 
@@ -127,7 +111,7 @@ Result<void> Frontend::choose_features() {
   uint64_t wanted = config_.features & ~feature_mask(VIRTIO_NET_F_MQ);
   if (!has_feature(offered_, VIRTIO_NET_F_MQ)) queue_pairs_ = 1;
   if (queue_pairs_ > 1) wanted |= feature_mask(VIRTIO_NET_F_MQ);
-  features_ = drop_dependents(offered_ & wanted);
+  features_ = drop_dependent_features(offered_ & wanted);
   if (const uint64_t missing = config_.required & ~features_; missing != 0) {
     return Error{ENOTSUP,
                  "the back-end does not offer " + feature_names(missing) + "; allow it there or do without it here"};

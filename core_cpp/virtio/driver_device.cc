@@ -8,8 +8,14 @@ Result<std::unique_ptr<DriverDevice>> DriverDevice::make(const DriverMemoryOptio
                                                          std::span<QueueCounters> tx_counters) {
   auto memory = DriverMemory::make(options);
   if (!memory) return memory.error();
+  return make(std::move(*memory), rx_counters, tx_counters);
+}
+
+std::unique_ptr<DriverDevice> DriverDevice::make(std::unique_ptr<DriverMemory> memory,
+                                                 std::span<QueueCounters> rx_counters,
+                                                 std::span<QueueCounters> tx_counters) {
   auto device = std::make_unique<DriverDevice>();
-  device->memory_ = std::move(*memory);
+  device->memory_ = std::move(memory);
   const auto& rings = device->memory_->rings();
   for (size_t q = 0; q < rings.size() / 2; ++q) {
     device->rx_.push_back(make_driver_rx(rings[2 * q].config, rx_counters[q]));

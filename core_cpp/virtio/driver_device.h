@@ -18,6 +18,9 @@ class DriverDevice {
   static Result<std::unique_ptr<DriverDevice>> make(const DriverMemoryOptions& options,
                                                     std::span<QueueCounters> rx_counters,
                                                     std::span<QueueCounters> tx_counters);
+  // The same over memory that exists already.
+  static std::unique_ptr<DriverDevice> make(std::unique_ptr<DriverMemory> memory, std::span<QueueCounters> rx_counters,
+                                            std::span<QueueCounters> tx_counters);
 
   [[nodiscard]] const DriverMemory& memory() const { return *memory_; }
   [[nodiscard]] const std::vector<std::unique_ptr<DriverRx>>& rx() const { return rx_; }

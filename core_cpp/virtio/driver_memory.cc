@@ -74,4 +74,12 @@ Result<std::unique_ptr<DriverMemory>> DriverMemory::make(const DriverMemoryOptio
   return std::unique_ptr<DriverMemory>(new DriverMemory(std::move(*region), std::move(rings)));
 }
 
+void DriverMemory::place_at(uint64_t device_base) {
+  device_base_ = device_base;
+  for (Ring& ring : rings_) {
+    ring.device_offset = device_base - address();
+    ring.config.device_address = ring.device_address(ring.config.buffers);
+  }
+}
+
 }  // namespace sw

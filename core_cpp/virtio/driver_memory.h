@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // DriverMemory: the rings, buffers and eventfds of a virtio-net driver, in one memory file that a device can map.
-// Addresses that the device sees are our own pointers (identity mapping).
+// Addresses that the device sees are our own pointers (identity mapping), unless it is told to see them elsewhere.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,18 @@ class DriverMemory {
     DriverRingConfig config;  // ready for make_driver_rx or make_driver_tx
     UniqueFd kick;
     UniqueFd call;
+    uint64_t device_offset = 0;  // device address - our pointer, modulo 2^64
+
+    [[nodiscard]] uint64_t device_address(const uint8_t* area) const {
+      return reinterpret_cast<uintptr_t>(area) + device_offset;
+    }
   };
 
   static Result<std::unique_ptr<DriverMemory>> make(const DriverMemoryOptions& options);
+
+  // The device sees the first byte at `device_base`. Before queues are made of the rings.
+  void place_at(uint64_t device_base);
+  [[nodiscard]] uint64_t device_base() const { return device_base_; }
 
   [[nodiscard]] const std::vector<Ring>& rings() const { return rings_; }
   [[nodiscard]] std::vector<Ring>& rings() { return rings_; }
@@ -41,10 +50,12 @@ class DriverMemory {
   [[nodiscard]] const std::string& warning() const { return region_.warning(); }  // huge pages missing
 
  private:
-  DriverMemory(HugeRegion region, std::vector<Ring> rings) : region_(std::move(region)), rings_(std::move(rings)) {}
+  DriverMemory(HugeRegion region, std::vector<Ring> rings)
+      : region_(std::move(region)), rings_(std::move(rings)), device_base_(address()) {}
 
   HugeRegion region_;
   std::vector<Ring> rings_;
+  uint64_t device_base_;
 };
 
 }  // namespace sw
