@@ -7,6 +7,8 @@
 #include "port/afpacket.h"
 #include "port/port.h"
 #include "port/tap.h"
+#include "port/vdpa.h"
+#include "port/vduse.h"
 #include "port/verbs.h"
 #include "port/vhostuser.h"
 #include "port/virtiouser.h"
@@ -20,12 +22,14 @@ struct Kind {
   Result<std::unique_ptr<Port>> (*make)(const PortConfig&, PortCounters);
 };
 
-constexpr std::array<Kind, 5> kKinds = {{
+constexpr std::array<Kind, 7> kKinds = {{
     {"vhostuser", make_vhostuser},
     {"virtiouser", make_virtiouser},
     {"tap", make_tap},
     {"afpacket", make_afpacket},
     {"verbs", make_verbs},
+    {"vdpa", make_vdpa},
+    {"vduse", make_vduse},
 }};
 
 }  // namespace

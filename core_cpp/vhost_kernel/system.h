@@ -15,6 +15,7 @@ class KernelCalls {
   virtual ~KernelCalls() = default;
   virtual int open(const char* path, int flags) = 0;
   virtual int ioctl(int fd, unsigned long request, void* argument) = 0;
+  virtual ssize_t read(int fd, void* data, size_t bytes) = 0;
   virtual ssize_t write(int fd, const void* data, size_t bytes) = 0;
 
   static KernelCalls& real();

@@ -28,15 +28,14 @@ class DeviceQueue : public Queue {
         header_bytes_(net_header_bytes(config.features)),
         enabled_(config.enabled),
         kick_fd_(config.kick_fd),
+        call_(config.call),
         ring_(config, ring_args...) {
     DeviceQueue::set_call_fd(config.call_fd);
     ring_.refuse_kicks();
   }
 
   void notify() final {
-    if (!ring_.must_signal() || call_fd_ < 0) return;
-    write_call();
-    this->counters_->notifications.add(1);
+    if (ring_.must_signal() && call()) this->counters_->notifications.add(1);
   }
   [[nodiscard]] uint32_t base() const final { return ring_.base(); }
   [[nodiscard]] std::string broken() const final { return ring_.fault().text(); }
@@ -48,9 +47,7 @@ class DeviceQueue : public Queue {
     const int flags = ::fcntl(fd, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK) == 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
   }
-  void signal_now() final {
-    if (call_fd_ >= 0) write_call();
-  }
+  void signal_now() final { call(); }
 
  protected:
   const std::shared_ptr<const GuestMemory> memory_;
@@ -58,15 +55,21 @@ class DeviceQueue : public Queue {
   const uint32_t header_bytes_;
   const bool enabled_;
   const int kick_fd_;
+  RingSignal* const call_;
   int call_fd_ = -1;
   Counter malformed_;
   Ring ring_;
 
  private:
-  void write_call() const {
+  bool call() const {
+    if (call_fd_ < 0) [[unlikely]] {
+      if (call_ != nullptr) call_->signal();
+      return call_ != nullptr;
+    }
     // EAGAIN means that the counter is full: then the peer has not read it yet and will wake up anyway.
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = ::write(call_fd_, &one, sizeof one);
+    return true;
   }
 };
 

@@ -37,12 +37,23 @@ MappedRegion::~MappedRegion() { sigbus_guard_remove(guard_slot_); }
 
 Result<std::shared_ptr<MappedRegion>> MappedRegion::map(int fd, GuestPhys guest, uint64_t bytes, FrontendVirt frontend,
                                                         uint64_t mmap_offset) {
+  return map_file(fd, guest, bytes, frontend, mmap_offset, /*from_kernel=*/false);
+}
+
+Result<std::shared_ptr<MappedRegion>> MappedRegion::map_from_kernel(int fd, GuestPhys guest, uint64_t bytes,
+                                                                    uint64_t mmap_offset) {
+  return map_file(fd, guest, bytes, FrontendVirt{0}, mmap_offset, /*from_kernel=*/true);
+}
+
+Result<std::shared_ptr<MappedRegion>> MappedRegion::map_file(int fd, GuestPhys guest, uint64_t bytes,
+                                                             FrontendVirt frontend, uint64_t mmap_offset,
+                                                             bool from_kernel) {
   const std::string what = "memory region at guest address " + hex(guest.value);
   if (wraps(guest.value, bytes)) return Error{EINVAL, "map " + what + ": guest address plus size overflow"};
   if (wraps(frontend.value, bytes)) {
     return Error{EINVAL, "map " + what + ": the front-end's address plus size overflow"};
   }
-  auto range = map_shared_file(what, fd, mmap_offset, bytes);
+  auto range = map_shared_file(what, fd, mmap_offset, bytes, from_kernel);
   if (!range) return range.error();
 
   std::shared_ptr<MappedRegion> region(new MappedRegion(guest.value, bytes, frontend.value, range->first));

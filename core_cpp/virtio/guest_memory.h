@@ -29,6 +29,9 @@ class MappedRegion {
   // every bad input: size 0, any sum wrapping, region past the end of the file, misaligned offset, not mappable.
   static Result<std::shared_ptr<MappedRegion>> map(int fd, GuestPhys guest, uint64_t bytes, FrontendVirt frontend,
                                                    uint64_t mmap_offset);
+  // The same of a file that the kernel made for a device address range (VDUSE).
+  static Result<std::shared_ptr<MappedRegion>> map_from_kernel(int fd, GuestPhys guest, uint64_t bytes,
+                                                               uint64_t mmap_offset);
   // A region over memory somebody else owns (our own guests' rings, tests).
   static std::shared_ptr<MappedRegion> borrow(void* host, GuestPhys guest, uint64_t bytes, FrontendVirt frontend);
   ~MappedRegion();
@@ -48,6 +51,8 @@ class MappedRegion {
   [[nodiscard]] bool faulted() const;
 
  private:
+  static Result<std::shared_ptr<MappedRegion>> map_file(int fd, GuestPhys guest, uint64_t bytes, FrontendVirt frontend,
+                                                        uint64_t mmap_offset, bool from_kernel);
   MappedRegion(uint64_t first_guest, uint64_t size, uint64_t first_frontend, uint8_t* first);
   Mapping mapping_;
   int guard_slot_ = -1;

@@ -11,7 +11,8 @@
 
 namespace sw {
 
-Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_t offset, uint64_t bytes) {
+Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_t offset, uint64_t bytes,
+                                        bool from_kernel) {
   const auto small_page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   if (bytes == 0) return Error{EINVAL, "map " + what + ": its size is 0"};
   if (offset + bytes < offset || offset + bytes > INT64_MAX) {
@@ -22,8 +23,9 @@ Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_
 
   struct stat status{};
   if (::fstat(fd, &status) != 0) return Error{errno, "map " + what + ": stat the file"};
-  if (!S_ISREG(status.st_mode)) return Error{EINVAL, "map " + what + ": the descriptor is not a memory file"};
-  if (offset + bytes > static_cast<uint64_t>(status.st_size)) {
+  const bool memory_file = S_ISREG(status.st_mode);
+  if (!memory_file && !from_kernel) return Error{EINVAL, "map " + what + ": the descriptor is not a memory file"};
+  if (memory_file && offset + bytes > static_cast<uint64_t>(status.st_size)) {
     return Error{EINVAL, "map " + what + ": it ends at byte " + std::to_string(offset + bytes) +
                              " of a file that has only " + std::to_string(status.st_size)};
   }

@@ -19,7 +19,9 @@ struct SharedFileRange {
 };
 
 // `what` names the range in messages ("memory region at 0x0"). The file must reach past the end of the range now; a
-// later truncation is the SIGBUS guard's business. The file descriptor may be closed afterwards.
-Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_t offset, uint64_t bytes);
+// later truncation is the SIGBUS guard's business. The file descriptor may be closed afterwards. `from_kernel`: a file
+// that the kernel made may be of another kind than a memory file, and then has no size of its own.
+Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_t offset, uint64_t bytes,
+                                        bool from_kernel = false);
 
 }  // namespace sw

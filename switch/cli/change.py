@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from switch.cli.entry import Verb, complete_port
 from switch.cli.session import Session
 
-TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs")
+TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs", "vdpa", "vduse")
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -27,18 +27,18 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     click.option("--socket-owner", type=click.Choice(["switch", "peer"]), help="Who creates the socket and listens."),
     click.option("--socket-mode", metavar="MODE", help="Permission bits of a socket that we create: 0660."),
     click.option("--socket-group", metavar="GROUP", help="Group of a socket that we create."),
-    click.option("--device", metavar="DEV", help="Network interface (tap, afpacket) or RDMA device (verbs)."),
+    click.option("--device", metavar="DEV", help="Interface, RDMA device (verbs), file (vdpa) or name (vduse)."),
     click.option("--queues", type=int, metavar="N", help="Queue pairs at most."),
     click.option("--bridge", metavar="NAME", help="May be left out when there is only one."),
     click.option("--vlan-access", type=int, metavar="VID", help="Untagged member of this VLAN."),
     click.option("--vlan-trunk", metavar="LIST", help="VLANs with a tag: 10,20-29 or all."),
     click.option("--vlan-native", type=int, metavar="VID", help="VLAN of untagged frames on a trunk; 0: none."),
     click.option("--mtu", type=int, metavar="BYTES", help="0: no limit."),
-    click.option("--mac", metavar="MAC", help="Address of the interface (tap)."),
+    click.option("--mac", metavar="MAC", help="Address of the interface (tap, vduse)."),
     click.option("--mac-limit", type=int, metavar="N", help="Addresses learned here at most; 0: as the bridge."),
     click.option("--pin-mac", "macs", multiple=True, metavar="MAC", help="A static address of this port; repeatable."),
     click.option("--rx-affinity", metavar="Q:CPU,...", help="Which worker's CPU polls which receive queue."),
-    click.option("--ring-size", type=int, metavar="N", help="Entries per ring (virtiouser)."),
+    click.option("--ring-size", type=int, metavar="N", help="Entries per ring (virtiouser, vdpa, vduse)."),
     click.option("--steering", metavar="WHAT", help="What a NIC hands over: all, leftovers or MAC,... (verbs)."),
     _switch("enabled", "Whether frames may pass."),
     _switch("learning", "Learn source addresses."),

@@ -38,6 +38,7 @@ Conflict = tuple[tuple[str | int, ...], str]  # path below the section, reason
 MAX_SOCKET_PATH = 107  # bytes in sockaddr_un.sun_path less the closing zero
 MAX_NAME = 63
 MAX_DEVICE = 15  # IFNAMSIZ less the closing zero
+MAX_DEVICE_NAME = 64  # VDUSE allows 255; a name is also shown and typed
 MAX_CPU = 8191
 MAX_MACS = 1 << 20
 
@@ -202,6 +203,23 @@ def _device(value: Any) -> str:
     return text
 
 
+def _device_file(value: Any) -> str:
+    text = _text("a device file", value)
+    if "\0" in text or not re.fullmatch(r"/dev/.*[^/]", text):
+        raise ValueError(f"{values.show(text)} is no device file: write its path, such as /dev/vhost-vdpa-0")
+    return resolve_path(text, None)
+
+
+def _device_name(value: Any) -> str:
+    text = _text("a device name", value)
+    if len(text) > MAX_DEVICE_NAME or text == "control" or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text):
+        raise ValueError(
+            f"{values.show(text)} cannot name a device: up to {MAX_DEVICE_NAME} letters, digits, '.', '_' and '-', "
+            "not 'control'"
+        )
+    return text
+
+
 def _group(value: Any) -> str:
     return str(value) if values.is_number(value) and value >= 0 else _text("a group", value)
 
@@ -308,6 +326,12 @@ RdmaDevice = Annotated[
     str,
     checked(_rdma_device),
     WithJsonSchema({"type": "string", "maxLength": MAX_RDMA_DEVICE, "pattern": r"^[A-Za-z0-9_.-]+$"}),
+]
+DeviceFile = Annotated[str, checked(_device_file), WithJsonSchema({"type": "string", "pattern": "^/dev/.*[^/]$"})]
+DeviceName = Annotated[
+    str,
+    checked(_device_name),
+    WithJsonSchema({"type": "string", "maxLength": MAX_DEVICE_NAME, "pattern": "^[A-Za-z0-9_-][A-Za-z0-9._-]*$"}),
 ]
 Group = Annotated[
     str,

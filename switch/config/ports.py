@@ -16,6 +16,8 @@ from switch.config.fields import (
     Conflict,
     Context,
     Device,
+    DeviceFile,
+    DeviceName,
     FileMode,
     Group,
     MacAddress,
@@ -197,9 +199,13 @@ class VirtioUserPort(_SocketPort):
     @classmethod
     def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
         yield from super().conflicts(raw, context)
-        entries = raw.get("ring_size")
-        if isinstance(entries, int) and 16 <= entries <= 32768 and entries & (entries - 1):
-            yield ("ring_size",), f"must be a power of two, not {entries}: try {1 << entries.bit_length() - 1}"
+        yield from _ring_size_faults(raw)
+
+
+def _ring_size_faults(raw: Mapping[str, Any]) -> Iterator[Conflict]:
+    entries = raw.get("ring_size")
+    if isinstance(entries, int) and 16 <= entries <= 32768 and entries & (entries - 1):
+        yield ("ring_size",), f"must be a power of two, not {entries}: try {1 << entries.bit_length() - 1}"
 
 
 class TapPort(PortSection):
@@ -248,7 +254,47 @@ class VerbsPort(PortSection):
     ] = "all"
 
 
-PortModel = Annotated[VhostUserPort | VirtioUserPort | TapPort | AfPacketPort | VerbsPort, Field(discriminator="type")]
+class _VdpaBusPort(PortSection):
+    """A port on the kernel's vDPA bus."""
+
+    ring_size: Annotated[
+        int, number_in(16, 32768), Field(description="entries of each ring at most, a power of two")
+    ] = 256
+    packed: Annotated[Boolean, Field(description="use packed rings when the peer has them too")] = True
+    offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads when the peer has them")] = (
+        True
+    )
+    mergeable: Annotated[
+        Boolean, Field(description="use receive buffers that join for large frames when the peer has them")
+    ] = True
+
+    @classmethod
+    def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
+        yield from super().conflicts(raw, context)
+        yield from _ring_size_faults(raw)
+
+
+class VdpaPort(_VdpaBusPort):
+    """A device that speaks virtio itself, through vhost-vdpa: we are its driver."""
+
+    type: Literal["vdpa"] = Field(description="kind of port")
+    device: Annotated[DeviceFile, Field(description="its file, such as /dev/vhost-vdpa-0")]
+    queues: Annotated[int, number_in(1, 128), Field(description="queue pairs at most")] = 1
+    in_order: Annotated[Boolean, Field(description="use buffers in order when the peer does too")] = True
+
+
+class VdusePort(_VdpaBusPort):
+    """A vDPA device of this machine that we serve (VDUSE): an interface of the host, or a virtual machine's device."""
+
+    type: Literal["vduse"] = Field(description="kind of port")
+    device: Annotated[DeviceName, Field(description="name of the device, made if missing")]
+    mac: Annotated[MacAddress | None, Field(description="address of the device; absent: its driver picks one")] = None
+
+
+PortModel = Annotated[
+    VhostUserPort | VirtioUserPort | TapPort | AfPacketPort | VerbsPort | VdpaPort | VdusePort,
+    Field(discriminator="type"),
+]
 
 PORT_KINDS: dict[str, type[PortSection]] = {
     "vhostuser": VhostUserPort,
@@ -256,8 +302,10 @@ PORT_KINDS: dict[str, type[PortSection]] = {
     "tap": TapPort,
     "afpacket": AfPacketPort,
     "verbs": VerbsPort,
+    "vdpa": VdpaPort,
+    "vduse": VdusePort,
 }
-PLANNED_KINDS = ("afxdp", "vdpa", "vduse")
+PLANNED_KINDS: tuple[str, ...] = ("afxdp",)
 KIND_HABITS = {
     "dpdkvhostuser": "type: vhostuser with socket_owner: switch",
     "dpdkvhostuserclient": "type: vhostuser with socket_owner: peer",

@@ -52,8 +52,8 @@ def test_a_request_names_the_keys_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("request_", "faults"),
     [
-        ({}, ["type: required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs", "name: this required key is missing"]),
-        ({"name": "x", "type": "afxdp"}, ["type: type 'afxdp' is not built: this build has vhostuser, virtiouser, tap, afpacket, verbs"]),
+        ({}, ["type: required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse", "name: this required key is missing"]),
+        ({"name": "x", "type": "afxdp"}, ["type: type 'afxdp' is not built: this build has vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse"]),
         ({"name": "x", "type": "tap", "queue": 2}, ["queue: unknown key 'queue': did you mean 'queues'?"]),
         ({"name": "x", "type": "vhostuser", "socket": "a"}, ["socket: 'a' is a relative path: write an absolute one, starting with /"]),
         ({"name": "x", "type": "tap", "vlan": {"access": 5000}}, ["vlan.access: 5000 is not a VLAN: a number from 1 to 4094"]),
@@ -125,6 +125,11 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
             optional["mac"] = macs
         if kind == "afpacket":
             port["device"] = f"e{index}.{draw(st.integers(1, 99))}"
+        if kind == "vdpa":
+            port["device"] = f"/dev/vhost-vdpa-{index}"
+        if kind == "vduse":
+            port["device"] = f"d{index}.{draw(st.integers(1, 99))}"
+            del optional["queues"]
         if kind == "verbs":
             port["device"] = f"mlx5_{index}-{draw(st.integers(1, 99))}"
             optional["steering"] = st.sampled_from(["leftovers", ["52:54:00:00:00:01", "52-54-00-00-00-02"]])

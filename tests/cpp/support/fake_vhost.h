@@ -83,6 +83,7 @@ class FakeVhost final : public KernelCalls {
     const int error = found == answer.end() ? 0 : found->second(argument);
     return error == 0 ? 0 : failed(error);
   }
+  ssize_t read(int, void*, size_t) override { return failed(EAGAIN); }
   ssize_t write(int fd, const void* data, size_t bytes) override {
     if (::fcntl(fd, F_GETFD) < 0) return failed(EBADF);
     if (write_error != 0) return failed(write_error);
