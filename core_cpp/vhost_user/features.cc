@@ -12,7 +12,7 @@ namespace sw {
 
 namespace {
 
-constexpr std::array<std::pair<uint32_t, std::string_view>, 37> kFeatureNames = {{
+constexpr std::array<std::pair<uint32_t, std::string_view>, 40> kFeatureNames = {{
     {VIRTIO_NET_F_CSUM, "csum"},
     {VIRTIO_NET_F_GUEST_CSUM, "guest_csum"},
     {VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, "ctrl_guest_offloads"},
@@ -48,6 +48,9 @@ constexpr std::array<std::pair<uint32_t, std::string_view>, 37> kFeatureNames = 
     {VIRTIO_F_ORDER_PLATFORM, "order_platform"},
     {VIRTIO_F_NOTIFICATION_DATA, "notification_data"},
     {VIRTIO_F_RING_RESET, "ring_reset"},
+    {VIRTIO_NET_F_GUEST_USO4, "guest_uso4"},
+    {VIRTIO_NET_F_GUEST_USO6, "guest_uso6"},
+    {VIRTIO_NET_F_HOST_USO, "host_uso"},
     {VIRTIO_NET_F_HASH_REPORT, "hash_report"},
     {VIRTIO_NET_F_RSS, "rss"},
 }};
@@ -71,7 +74,8 @@ uint64_t offered_features(const OfferOptions& options) {
   if (options.offloads) {
     features |=
         feature_mask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-                     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN);
+                     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+                     VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6);
   }
   if (options.mergeable) features |= feature_mask(VIRTIO_NET_F_MRG_RXBUF);
   if (options.packed) features |= feature_mask(VIRTIO_F_RING_PACKED);

@@ -12,10 +12,11 @@ uint64_t usable_driver_features(const DriverFeatureOptions& options) {
   if (options.mergeable) features |= feature_mask(VIRTIO_NET_F_MRG_RXBUF);
   if (options.offloads) {
     features |= feature_mask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN,
-                             VIRTIO_NET_F_GUEST_CSUM);
+                             VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_CSUM);
     // Without mergeable buffers every receive buffer would have to hold 64 KB.
     if (options.mergeable) {
-      features |= feature_mask(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN);
+      features |= feature_mask(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN,
+                               VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6);
     }
   }
   return features;

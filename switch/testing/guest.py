@@ -40,6 +40,7 @@ class Vnet:
     GSO_NONE = 0
     GSO_TCPV4 = 1
     GSO_TCPV6 = 4
+    GSO_UDP_L4 = 5
     GSO_ECN = 0x80
 
 
