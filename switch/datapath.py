@@ -66,6 +66,7 @@ class PortSpec:
     in_order: bool = True
     ring_size: int = 256
     steering: str = "all"  # verbs: "all", "leftovers" or addresses with commas between them
+    fanout: str = "hash"  # or "qm"
 
 
 @dataclass(frozen=True, slots=True)

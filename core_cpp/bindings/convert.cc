@@ -123,6 +123,7 @@ PortSpec port_spec(const py::dict& spec) {
   config.vhost = spec["vhost"].cast<bool>();
   config.in_order = spec["in_order"].cast<bool>();
   config.ring_size = spec["ring_size"].cast<uint32_t>();
+  config.fanout = spec["fanout"].cast<std::string>();
   out.bridge = spec["bridge"].cast<std::string>();
   out.policy.enabled = spec["enabled"].cast<bool>();
   out.policy.learning = spec["learning"].cast<bool>();

@@ -17,6 +17,7 @@ inline constexpr uint16_t kEtherTypeArp = 0x0806;
 inline constexpr uint16_t kEtherTypeRarp = 0x8035;
 inline constexpr uint16_t kEtherTypeVlan = 0x8100;  // 802.1Q customer tag: the only tag a bridge here acts on
 inline constexpr uint16_t kEtherTypeIpv6 = 0x86dd;
+inline constexpr uint16_t kEtherTypeServiceTag = 0x88a8;  // 802.1ad service tag: payload to a bridge here
 
 inline constexpr uint16_t kVlanIdMask = 0x0fff;
 

@@ -7,7 +7,6 @@ namespace sw {
 
 namespace {
 
-constexpr uint16_t kEtherTypeServiceTag = 0x88a8;
 constexpr int kMaxTags = 3;
 constexpr int kMaxExtensionHeaders = 8;
 constexpr uint32_t kIpv4HeaderBytes = 20;

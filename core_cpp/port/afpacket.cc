@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Theory of operation. One AF_PACKET socket per queue, bound to the interface, in promiscuous mode; several share the
-// traffic by flow (PACKET_FANOUT_HASH). The port is attached while the interface exists and is up: a timer on the
+// traffic by flow (PACKET_FANOUT_HASH), or as the NIC has spread it over its receive queues (PACKET_FANOUT_QM). The port is attached while the interface exists and is up: a timer on the
 // control loop looks, and takes the queues out of the plan or puts new ones in. The host's own stack still sees what we
 // receive; an interface given to the switch should have no address of its own.
 #include "port/afpacket.h"
@@ -28,6 +28,7 @@ constexpr uint64_t kTickMs = 250;
 constexpr uint32_t kMaxFanout = 256;       // sockets of one group
 constexpr int kCopyQueueBytes = 16 << 20;  // for frames that do not fit a slot
 constexpr int kCopyThreshold = 1;          // any such frame
+constexpr const char* kFewerQueues = " (8 MB for each queue: free memory, or give the port fewer queues)";
 
 struct PacketQueue {
   UniqueFd fd;
@@ -44,9 +45,11 @@ class AfPacketPort : public Port {
   [[nodiscard]] std::vector<RxQueue*> rx_queues() const override;
   [[nodiscard]] std::vector<TxQueue*> tx_queues() const override;
   [[nodiscard]] PortStatus status() const override;
+  Result<void> set_mtu(uint32_t mtu) override;
 
  private:
   [[nodiscard]] Result<NetDevice> find_device() const;
+  [[nodiscard]] Result<void> check_mtu(uint32_t mtu) const;
   Result<void> attach();
   Result<PacketQueue> make_queue(uint32_t number, int& fanout_group);
   Result<bool> set_options(int fd) const;
@@ -68,7 +71,8 @@ class AfPacketPort : public Port {
   uint32_t slot_bytes_ = 0;
   uint64_t attached_ = 0;
   uint64_t kernel_dropped_ = 0;
-  std::string problem_;  // why it could not be attached again
+  uint64_t drops_to_report_ = 0;  // of queues that are gone
+  std::string problem_;           // why it could not be attached again
 };
 
 // Does the kernel take GSO_UDP_L4 in a virtio-net header? There is no way to ask; Linux has it since 6.2.
@@ -92,6 +96,22 @@ Result<NetDevice> AfPacketPort::find_device() const {
                         std::to_string(device->hardware_type) + ")"};
   }
   return device;
+}
+
+// The interface is not ours, so its MTU is never changed here.
+Result<void> AfPacketPort::check_mtu(uint32_t mtu) const {
+  if (mtu <= link_.mtu) return {};
+  return Error{0, "send frames with an MTU of " + std::to_string(mtu) + " to " + config_.device +
+                      ": the interface's own is " + std::to_string(link_.mtu) + "; raise it with: ip link set dev " +
+                      config_.device + " mtu " + std::to_string(mtu)};
+}
+
+Result<void> AfPacketPort::set_mtu(uint32_t mtu) {
+  if (exists_) {
+    if (auto fits = check_mtu(mtu); !fits) return fits;
+  }
+  config_.mtu = mtu;
+  return {};
 }
 
 // Result: whether the queue has to leave out the host's own frames by itself.
@@ -127,7 +147,8 @@ Result<void> AfPacketPort::bind_socket(int fd, int& fanout_group) const {
   }
   if (config_.queues == 1) return {};
   // The first socket lets the kernel choose a free group, the others join it.
-  const int kind = PACKET_FANOUT_HASH | (fanout_group < 0 ? PACKET_FANOUT_FLAG_UNIQUEID : 0);
+  const int kind = (config_.fanout == "qm" ? PACKET_FANOUT_QM : PACKET_FANOUT_HASH) |
+                   (fanout_group < 0 ? PACKET_FANOUT_FLAG_UNIQUEID : 0);
   const int argument = (fanout_group < 0 ? 0 : fanout_group) | kind << 16;
   if (::setsockopt(fd, SOL_PACKET, PACKET_FANOUT, &argument, sizeof argument) != 0) {
     return Error{errno, "share " + config_.device + " between " + std::to_string(config_.queues) + " queues"};
@@ -156,15 +177,15 @@ Result<PacketQueue> AfPacketPort::make_queue(uint32_t number, int& fanout_group)
   auto skip_outgoing = set_options(fd);
   if (!skip_outgoing) return skip_outgoing.error();
   auto ring = make_packet_ring(fd, link_.mtu);
-  if (!ring) return Error{ring.error().code, ring.error().what + " for " + config_.device};
+  if (!ring) return Error{ring.error().code, ring.error().what + " for " + config_.device + kFewerQueues};
   slots_ = ring->slots;
   slot_bytes_ = ring->slot_bytes;
   void* const bodies =
       ::mmap(nullptr, PacketRx::kBodiesBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (bodies == MAP_FAILED) return Error{errno, "allocate receive buffers for " + config_.device};
+  if (bodies == MAP_FAILED) return Error{errno, "allocate receive buffers for " + config_.device + kFewerQueues};
   queue.rx = std::make_unique<PacketRx>(fd, std::move(*ring), Mapping(bodies, PacketRx::kBodiesBytes), *skip_outgoing,
                                         counters_.rx[number]);
-  queue.tx = std::make_unique<PacketTx>(fd, caps_, counters_.tx[number]);
+  queue.tx = std::make_unique<PacketTx>(fd, caps_, link_.mtu, counters_.tx[number]);
   if (auto bound = bind_socket(fd, fanout_group); !bound) return bound.error();
   return queue;
 }
@@ -179,6 +200,7 @@ Result<void> AfPacketPort::attach() {
     queues.push_back(std::move(*queue));
   }
   queues_ = std::move(queues);
+  queues_.front().rx->kernel_drops.add(std::exchange(drops_to_report_, 0));
   problem_.clear();
   ++attached_;
   return {};
@@ -197,6 +219,7 @@ Result<void> AfPacketPort::open(PortHost& host) {
   if (!device) return device.error();
   link_ = *device;
   exists_ = true;
+  if (auto fits = check_mtu(config_.mtu); !fits) return fits;
   // Sockets are made even if the interface is down, so that missing rights show now and not when it comes up.
   if (link_.up || config_.queues == 1) {
     if (auto attached = attach(); !attached) return attached;
@@ -234,7 +257,11 @@ void AfPacketPort::tick() {
   // Deleted and made again since the last look: the old sockets are bound to nothing.
   if (device->index != link_.index && !queues_.empty()) detach("device_gone");
   exists_ = true;
+  const bool new_mtu = device->mtu != link_.mtu;
   link_ = *device;
+  if (new_mtu) {
+    for (const PacketQueue& queue : queues_) queue.tx->set_mtu(link_.mtu);
+  }
   if (!link_.up) {
     problem_.clear();
     if (!queues_.empty()) detach("link_down");
@@ -259,6 +286,8 @@ void AfPacketPort::tick() {
 void AfPacketPort::detach(const std::string& why) {
   {
     PortPause pause(*host_, *this);
+    collect_drops();
+    for (const PacketQueue& queue : queues_) drops_to_report_ += queue.rx->kernel_drops.pending();
     queues_.clear();
   }
   host_->event(*this, why, config_.device);

@@ -51,9 +51,9 @@ std::optional<Segmenter> make_segmenter(const Frame& frame) {
 bool is_gso(const Frame& frame) { return frame.offload && frame.vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE; }
 
 uint32_t l2_bytes(const Frame& frame) {
-  const bool tag =
-      frame.head_len >= kEthHeaderBytes + kVlanTagBytes && load_be16(frame.data() + 2 * kMacBytes) == kEtherTypeVlan;
-  return kEthHeaderBytes + (tag ? kVlanTagBytes : 0);
+  if (frame.head_len < kEthHeaderBytes + kVlanTagBytes) return kEthHeaderBytes;
+  const uint16_t type = load_be16(frame.data() + 2 * kMacBytes);
+  return kEthHeaderBytes + (type == kEtherTypeVlan || type == kEtherTypeServiceTag ? kVlanTagBytes : 0);
 }
 
 // Frames longer than the destination's MTU are dropped (false), unless they will be cut into pieces that fit.

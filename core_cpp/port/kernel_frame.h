@@ -73,6 +73,7 @@ class KernelDrops {
  public:
   void add(uint64_t frames) { store_relaxed(total_, total_ + frames); }  // control
   [[nodiscard]] uint64_t total() const { return load_relaxed(total_); }  // anybody
+  [[nodiscard]] uint64_t pending() const { return total_ - taken_; }     // while no worker uses the queue
   void take_over(QueueCounters& counters, PortWorkerCounters& drops) {   // worker
     const uint64_t total = load_relaxed(total_);
     if (total == taken_) return;

@@ -41,6 +41,7 @@ NetDevice read_link(const nlmsghdr* message, size_t bytes) {
     const uint8_t* const value = at + RTA_LENGTH(0);
     const size_t value_bytes = attribute.rta_len - RTA_LENGTH(0);
     if (attribute.rta_type == IFLA_MTU && value_bytes >= 4) device.mtu = load_unaligned<uint32_t>(value);
+    if (attribute.rta_type == IFLA_MAX_MTU && value_bytes >= 4) device.max_mtu = load_unaligned<uint32_t>(value);
     if (attribute.rta_type == IFLA_ADDRESS && value_bytes == kMacBytes) {
       device.mac = static_cast<Mac>(load_be16(value)) << 32 | load_be32(value + 2);
     }
@@ -121,7 +122,11 @@ Result<void> NetDevices::set_mtu(const std::string& name, uint32_t mtu) const {
   ifreq request = request_for(name);
   request.ifr_mtu = static_cast<int>(mtu);
   if (::ioctl(ioctl_.get(), SIOCSIFMTU, &request) != 0) {
-    return Error{errno, "set the MTU of " + name + " to " + std::to_string(mtu)};
+    const int error = errno;
+    const std::string what = "set the MTU of " + name + " to " + std::to_string(mtu);
+    const auto device = find(name);
+    if (error != EINVAL || !device || device->max_mtu == 0) return Error{error, what};
+    return Error{0, what + ": the interface takes " + std::to_string(device->max_mtu) + " at most"};
   }
   return {};
 }

@@ -25,6 +25,7 @@ struct NetDevice {
   bool up = false;             // administratively
   bool running = false;        // up, and with a carrier
   uint32_t mtu = 0;
+  uint32_t max_mtu = 0;  // 0: the kernel does not say
   Mac mac = 0;
   uint64_t tx_dropped = 0;  // by the interface, in the direction from the kernel
 };

@@ -146,9 +146,23 @@ bool PacketRx::arm() {
   return (load_acquire(slot(next_).tp_status) & TP_STATUS_USER) != 0;
 }
 
-PacketTx::PacketTx(int fd, const OffloadCaps& caps, QueueCounters& counters)
-    : TxQueue(counters), fd_(fd), linear_(kMaxFrameBytes) {
+PacketTx::PacketTx(int fd, const OffloadCaps& caps, uint32_t mtu, QueueCounters& counters)
+    : TxQueue(counters), fd_(fd), mtu_(mtu), linear_(kMaxFrameBytes) {
   caps_ = caps;
+}
+
+// The kernel compares a frame with the interface's MTU, but not the pieces that a GSO frame will be cut into: a NIC would
+// send them all the same. hdr_len is a hint, so the headers are measured from csum_start.
+bool PacketTx::pieces_fit(const Frame& frame) const {
+  const VnetHeader& vnet = frame.vnet;
+  if (!frame.offload || vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE) return true;
+  const uint32_t transport = vnet.csum_start;
+  const bool udp = vnet.gso_type == VIRTIO_NET_HDR_GSO_UDP_L4;
+  if (!udp && transport + 13U > frame.head_len) return true;  // not where TCP headers are: the kernel judges it
+  const uint32_t headers = transport + (udp ? 8U : uint32_t{frame.data()[transport + 12U]} / 16 * 4);
+  const uint16_t type = load_be16(frame.data() + 2 * kMacBytes);
+  const bool tag = type == kEtherTypeVlan || type == kEtherTypeServiceTag;
+  return headers + vnet.gso_size <= load_relaxed(mtu_) + kEthHeaderBytes + (tag ? kVlanTagBytes : 0);
 }
 
 void PacketTx::add_message(uint32_t number, const Frame& frame) {
@@ -169,6 +183,7 @@ void PacketTx::add_message(uint32_t number, const Frame& frame) {
 
 // At most one frame of the run uses linear_.
 void PacketTx::send_run(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) {
+  if (index.empty()) return;
   pieces_used_ = 0;
   for (uint32_t i = 0; i < index.size(); ++i) add_message(i, batch.frames[index[i]]);
   uint64_t frames = 0;
@@ -190,11 +205,14 @@ void PacketTx::send_run(const Batch& batch, std::span<const uint8_t> index, Port
 uint32_t PacketTx::send(const Batch& batch, std::span<const uint8_t> index, PortWorkerCounters& drops) {
   size_t first = 0;
   for (size_t i = 0; i < index.size(); ++i) {
-    if (batch.frames[index[i]].segment_count + 2U <= kMaxIovecs) continue;
-    send_run(batch, index.subspan(first, i + 1 - first), drops);
+    const Frame& frame = batch.frames[index[i]];
+    const bool fits = pieces_fit(frame);
+    if (fits && frame.segment_count + 2U <= kMaxIovecs) continue;
+    if (!fits) drops.drop_tx(DropReason::kMtuExceeded);
+    send_run(batch, index.subspan(first, i + (fits ? 1 : 0) - first), drops);
     first = i + 1;
   }
-  if (first < index.size()) send_run(batch, index.subspan(first), drops);
+  send_run(batch, index.subspan(first), drops);
   return static_cast<uint32_t>(index.size());
 }
 

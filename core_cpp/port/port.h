@@ -102,6 +102,7 @@ struct PortConfig {
   bool mergeable = true;            // offer / accept mergeable receive buffers
   bool in_order = true;             // offer / accept VIRTIO_F_IN_ORDER
   uint32_t ring_size = 256;         // virtiouser: entries per ring
+  std::string fanout = "hash";      // afpacket with several queues: "hash" (by flow), "qm" (by the NIC's receive queue)
 };
 
 // The one kind -> factory table (port/registry.cc). `counters` are the port's own, one per queue and direction, kept by

@@ -157,7 +157,9 @@ Result<void> TapPort::add_queue(std::vector<TapQueue>& queues, UniqueFd fd) cons
   if (!config_.vhost) {
     void* const bodies =
         ::mmap(nullptr, TapRx::kBodiesBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (bodies == MAP_FAILED) return Error{errno, "allocate receive buffers for " + device_};
+    if (bodies == MAP_FAILED)
+      return Error{errno, "allocate receive buffers for " + device_ +
+                              " (4 MB for each queue: free memory, or give the port fewer queues)"};
     const size_t q = queues.size();
     queue.rx = std::make_unique<TapRx>(fd.get(), Mapping(bodies, TapRx::kBodiesBytes), counters_.rx[q]);
     queue.tx = std::make_unique<TapTx>(fd.get(), caps_, counters_.tx[q]);

@@ -40,6 +40,7 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     click.option("--rx-affinity", metavar="Q:CPU,...", help="Which worker's CPU polls which receive queue."),
     click.option("--ring-size", type=int, metavar="N", help="Entries per ring (virtiouser, vdpa, vduse)."),
     click.option("--steering", metavar="WHAT", help="What a NIC hands over: all, leftovers or MAC,... (verbs)."),
+    click.option("--fanout", type=click.Choice(["hash", "qm"]), help="How several queues share frames (afpacket)."),
     _switch("enabled", "Whether frames may pass."),
     _switch("learning", "Learn source addresses."),
     _switch("flood", "Receive frames to unknown addresses."),

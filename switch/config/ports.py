@@ -235,6 +235,11 @@ class AfPacketPort(PortSection):
     type: Literal["afpacket"] = Field(description="kind of port")
     device: Annotated[Device, Field(description="name of the interface")]
     queues: Annotated[int, number_in(1, 256), Field(description="packet sockets that share the frames")] = 1
+    fanout: Literal["hash", "qm"] = Field(
+        "hash",
+        description="how several queues share the frames: hash: by flow; qm: as the NIC spread them over its receive "
+        "queues (give the port as many)",
+    )
     offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the kernel")] = True
 
 
@@ -361,6 +366,7 @@ _SAME_IN_SPEC = (
     "in_order",
     "ring_size",
     "steering",
+    "fanout",
 )
 
 

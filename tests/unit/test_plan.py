@@ -213,6 +213,7 @@ def test_policy_changes_while_frames_flow(field: str, value: Any, text: str) -> 
         ("in_order", False, "replace port vm1: in_order true -> false"),
         ("ring_size", 512, "replace port vm1: ring_size 256 -> 512"),
         ("steering", "leftovers", "replace port vm1: steering all -> leftovers"),
+        ("fanout", "qm", "replace port vm1: fanout hash -> qm"),
     ],
 )
 def test_identity_changes_replace_the_port(field: str, value: Any, text: str) -> None:

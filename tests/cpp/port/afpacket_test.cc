@@ -249,6 +249,74 @@ TEST_CASE("afpacket: queues share the flows of the interface") {
   CHECK(wire.receive() == test_frame(100, 1));
 }
 
+TEST_CASE("afpacket: queues share the frames as the receive queues of the NIC do") {
+  const ScopedNetns netns;
+  if (!netns.ok()) return;
+  REQUIRE(
+      shell("ip link add veth-a numrxqueues 2 numtxqueues 2 type veth peer name veth-b numrxqueues 2 numtxqueues 2"));
+  REQUIRE(shell("ip link set veth-a up && ip link set veth-b up"));
+  PortConfig config = config_for("veth-a", 2);
+  config.fanout = "qm";
+  PortUnderTest uplink(make_afpacket, config);
+  REQUIRE_MESSAGE(uplink.opened, uplink.error);
+  const RawSocket wire("veth-b");
+  for (uint8_t i = 0; i < 64; ++i) REQUIRE(wire.send(test_frame(60, i)));
+  // One flow, one queue of the NIC: all of it comes out of one socket, and in order.
+  const bool second = uplink.port->rx_queues()[1]->arm();
+  const auto got = uplink.receive(64, second ? 1 : 0);
+  REQUIRE(got.size() == 64);
+  for (uint8_t i = 0; i < 64; ++i) CHECK(got[i].first == test_frame(60, i));
+}
+
+TEST_CASE("afpacket: large frames whose pieces exceed the MTU are mtu_exceeded, as the MTU is now") {
+  const ScopedNetns netns;
+  if (!netns.ok()) return;
+  REQUIRE(make_veth());
+  PortUnderTest uplink(make_afpacket, config_for("veth-a"));
+  REQUIRE_MESSAGE(uplink.opened, uplink.error);
+  const RawSocket wire("veth-b");
+  const auto large = [](int tags, uint16_t l3_bytes) {
+    OffloadShape shape;
+    shape.tags = tags;
+    shape.payload = 20'000;
+    shape.gso_size = 1000;
+    OffloadFrame frame = make_offload_frame(shape);
+    frame.vnet.gso_size = static_cast<uint16_t>(l3_bytes - (frame.headers - frame.l3));
+    return std::pair(frame.bytes, frame.vnet);
+  };
+  CHECK(uplink.send({large(0, 1500), large(0, 1501), large(1, 1500), large(1, 1501), {test_frame(60, 1), {}}}, 8000) ==
+        5);
+  CHECK(uplink.dropped_tx(DropReason::kMtuExceeded) == 2);
+  CHECK(uplink.tx[0].frames.get() == 3);
+  CHECK(wire.receive().size() > 20'000);
+  CHECK(wire.receive().size() > 20'000);
+  CHECK(wire.receive() == test_frame(60, 1));
+
+  REQUIRE(shell("ip link set veth-a mtu 1400"));
+  REQUIRE(uplink.house.run_until([&] { return uplink.port->status().facts["mtu"] == "1400"; }));
+  CHECK(uplink.send({large(0, 1400), large(0, 1401)}, 8000) == 2);
+  CHECK(uplink.dropped_tx(DropReason::kMtuExceeded) == 3);
+}
+
+TEST_CASE("afpacket: what the kernel dropped before the interface went down is still counted") {
+  const ScopedNetns netns;
+  if (!netns.ok()) return;
+  REQUIRE(make_veth());
+  PortUnderTest uplink(make_afpacket, config_for("veth-a"));
+  REQUIRE_MESSAGE(uplink.opened, uplink.error);
+  const RawSocket wire("veth-b");
+  for (int i = 0; i < 3000; ++i) REQUIRE(wire.send(test_frame(60, 1)));
+  REQUIRE(shell("ip link set veth-a down"));
+  REQUIRE(uplink.house.run_until([&] { return uplink.port->rx_queues().empty(); }));
+  const uint64_t lost = uplink.port->status().counters["kernel_dropped"];
+  CHECK(lost > 0);
+  REQUIRE(shell("ip link set veth-a up"));
+  REQUIRE(uplink.house.run_until([&] { return uplink.port->status().up; }));
+  REQUIRE(wire.send(test_frame(60, 2)));
+  CHECK(uplink.receive(1).size() == 1);
+  CHECK(uplink.dropped_rx(DropReason::kKernelDropped) == lost);
+}
+
 TEST_CASE("afpacket: arm says whether a frame waits, and the descriptor is then readable") {
   const ScopedNetns netns;
   if (!netns.ok()) return;
@@ -331,6 +399,12 @@ TEST_CASE("afpacket: what cannot be opened says why") {
       {config_for("eth99"), "there is none of this name"},
       {config_for("lo"), "not an Ethernet interface"},
       {config_for("veth-a", 0), "1 to 256"},
+      {[] {
+         PortConfig config = config_for("veth-a");
+         config.mtu = 9000;
+         return config;
+       }(),
+       "own is 1500; raise it with: ip link set dev veth-a mtu 9000"},
   };
   for (const Row& row : rows) {
     CAPTURE(row.words);

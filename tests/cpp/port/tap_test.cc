@@ -312,6 +312,12 @@ TEST_CASE("tap: what cannot be opened says why") {
       {config_for("veth-a"), "is not a tap"},
       {config_for("tap-q", 300), "1 to 256"},
       {config_for("tap-q", 0), "1 to 256"},
+      {[] {
+         PortConfig config = config_for("tap-q");
+         config.mtu = 65535;
+         return config;
+       }(),
+       "to 65535: the interface takes 65521 at most"},
   };
   for (const Row& row : rows) {
     CAPTURE(row.words);
