@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -146,7 +147,8 @@ class Switchd:
         self.stop()
 
     def write(self) -> None:
-        self.file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        self.file.write_text(re.sub(r"'?\b((?:[0-9a-f]{2}:){5}[0-9a-f]{2})\b'?", r'"\1"', text))  # MACs need quotes
 
     def start(self, wait: bool = True) -> Process:
         self.write()

@@ -7,17 +7,14 @@ What the host's own stack leaves open (checksums, large segments, VLAN tags) arr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import random
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +28,12 @@ from scapy.packet import Packet, Raw
 from tests.interop.netns import Netns
 from tests.interop.process import wait_until
 from tests.interop.switchd import Switchd
+from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
 NEAR, FAR = "10.9.0.1", "10.9.0.2"
 TRANSFER = 8 << 20  # bytes of one TCP transfer
-
-SOL_PACKET, PACKET_IGNORE_OUTGOING, PACKET_AUXDATA = 263, 23, 8
-TP_STATUS_VLAN_VALID = 0x10
-CLONE_NEWNET = 0x40000000
-ETH_P_ALL = 0x0003
 
 SERVER = """
 import hashlib, socket, sys
@@ -57,64 +50,6 @@ c = socket.create_connection((sys.argv[1], 5001), timeout=60)
 c.sendall(random.Random(int(sys.argv[2])).randbytes(int(sys.argv[3])))
 c.shutdown(socket.SHUT_WR); c.recv(1)
 """
-
-
-class Wire:
-    """A raw socket on an interface of a namespace; frames with their VLAN tags."""
-
-    def __init__(self, netns: Netns, device: str) -> None:
-        made: list[socket.socket] = []
-        failed: list[OSError] = []
-
-        def make() -> None:  # a thread of its own: setns is per thread, and the thread ends here
-            try:
-                with Path(f"/var/run/netns/{netns.name}").open("rb") as handle:
-                    if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                made.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
-                made[0].bind((device, ETH_P_ALL))
-            except OSError as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        if failed:
-            raise failed[0]
-        self._socket = made[0]
-        self._socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        self._socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-        self._socket.settimeout(0.2)
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, frame: Packet) -> None:
-        self._socket.send(bytes(frame))
-
-    def receive(self) -> Packet | None:
-        try:
-            frame, control, _, _ = self._socket.recvmsg(1 << 17, 256)
-        except TimeoutError:
-            return None
-        for level, kind, data in control:
-            if level == SOL_PACKET and kind == PACKET_AUXDATA:
-                status, tci = struct.unpack_from("=I12xH", data)
-                if status & TP_STATUS_VLAN_VALID:
-                    frame = frame[:12] + struct.pack("!HH", 0x8100, tci) + frame[12:]
-        return Ether(frame)
-
-    def wait_for(self, wanted: Callable[[Packet], bool], seconds: float = 10.0) -> Packet:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            frame = self.receive()
-            if frame is not None and wanted(frame):
-                return frame
-        raise AssertionError("the frame did not arrive")
 
 
 @dataclass

@@ -34,7 +34,8 @@ from tests.interop.process import wait_until
 from tests.interop.switchd import Switchd
 from tests.support import verbs_standin
 from tests.support.verbs_standin import Standin
-from tests.system.test_host_ports import CLIENT, SERVER, TRANSFER, Wire, check_checksums
+from tests.support.wire import Wire
+from tests.system.test_host_ports import CLIENT, SERVER, TRANSFER, check_checksums
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From every kind of port to every kind of port: a checksum or a segmentation that a sender left open passes through
+where all can do it, and is finished in software where somebody cannot. What arrives is compared byte by byte.
+
+A new kind of port joins with a line in STATIONS and, if it needs one, a class beside `Guests` and `Cables`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from switch.testing import Guest
+from switch.testing.guest import Vnet
+from tests.interop.netns import Netns
+from tests.interop.process import wait_until
+from tests.interop.switchd import Switchd, vhost_port
+from tests.support.offload_frames import ALL_CASES, Case, addressed, finished, unfinished
+from tests.support.wire import Wire
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+
+NOTHING: frozenset[str] = frozenset()
+CHECKSUM = frozenset({"csum"})
+ALL = frozenset({"csum", "tso4", "tso6", "ecn", "uso"})
+
+
+class Peer(Protocol):
+    """The other side of a port."""
+
+    def send(self, frame: bytes, vnet: Vnet) -> None: ...
+    def receive(self, timeout: float) -> tuple[bytes, Vnet] | None: ...
+
+
+@dataclass(frozen=True)
+class Station:
+    """A port with what is behind it, as a row of the table."""
+
+    kind: str
+    sends: frozenset[str]  # what its peer may leave open
+    enters: frozenset[str]  # what of that is still open when it enters the switch; the kernel finishes the rest
+    leaves: frozenset[str]  # what its peer takes unfinished
+    port: dict[str, Any] = field(default_factory=dict)  # keys of the configuration
+    guest: dict[str, Any] = field(default_factory=dict)  # vhostuser: arguments of the guest
+    features: str = ""  # afpacket: arguments of ethtool -K for the interface and for its other end
+    mtu: int = 1500  # afpacket: of the interface
+
+
+STATIONS: dict[str, Station] = {
+    "guest": Station("vhostuser", ALL, ALL, ALL, guest={"offloads": True}),
+    "guest-packed": Station("vhostuser", ALL, ALL, ALL, guest={"offloads": True, "packed": True}),
+    "guest-big-buffers": Station("vhostuser", ALL, ALL, ALL, guest={"offloads": True, "mergeable": False}),
+    "guest-checksum": Station(
+        "vhostuser", CHECKSUM, CHECKSUM, CHECKSUM, guest={"features": ["version_1", "mrg_rxbuf", "csum", "guest_csum"]}
+    ),
+    "guest-plain": Station("vhostuser", NOTHING, NOTHING, NOTHING),
+    "tap": Station("tap", ALL, ALL, ALL),
+    "tap-plain": Station("tap", ALL, NOTHING, NOTHING, {"offloads": False}),
+    "afpacket": Station("afpacket", ALL, ALL, ALL),
+    "afpacket-plain": Station("afpacket", ALL, ALL, NOTHING, {"offloads": False}),
+    "afpacket-simple-nic": Station("afpacket", ALL, NOTHING, NOTHING, features="tx off tso off gso off"),
+    "afpacket-jumbo": Station("afpacket", ALL, ALL, ALL, mtu=9000),
+}
+NUMBERS = {name: number for number, name in enumerate(STATIONS, 1)}
+
+
+def mac(station: str) -> bytes:
+    return bytes([0x52, 0x54, 0, 0, 0x0F, NUMBERS[station]])
+
+
+class GuestPeer:
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def send(self, frame: bytes, vnet: Vnet) -> None:
+        self._guest.send(frame, vnet=vnet)
+
+    def receive(self, timeout: float) -> tuple[bytes, Vnet] | None:
+        got = self._guest.recv_with_header(timeout)
+        return None if got is None else (got.frame, got.vnet)
+
+
+class WirePeer:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def send(self, frame: bytes, vnet: Vnet) -> None:
+        self._wire.send(frame, vnet)
+
+    def receive(self, timeout: float) -> tuple[bytes, Vnet] | None:
+        return self._wire.receive_raw(timeout)
+
+
+@dataclass
+class Lab:
+    switch: Switchd
+    peers: dict[str, Peer]
+
+    def send(self, source: str, sink: str, frame: bytes, vnet: Vnet) -> None:
+        self.peers[source].send(addressed(frame, mac(sink), mac(source)), vnet)
+
+    def receive(self, source: str, sink: str, timeout: float = 5.0) -> tuple[bytes, Vnet] | None:
+        """The next frame from `source`; what the kernel says of its own accord is passed over."""
+        while (got := self.peers[sink].receive(timeout)) is not None:
+            if got[0][6:12] == mac(source):
+                return got
+        return None
+
+
+def prepare(folder: Path, near: Netns, far: Netns) -> list[dict[str, Any]]:
+    """Interfaces of all stations; the ports of the configuration."""
+    ports = []
+    for name, station in STATIONS.items():
+        number = NUMBERS[name]
+        own = {"name": name, "type": station.kind, "macs": [mac(name).hex(":")], **station.port}
+        if station.kind == "vhostuser":
+            own = {**vhost_port(name, folder / f"{number}.sock"), **own}
+        elif station.kind == "tap":
+            own["device"] = f"tap{number}"
+        else:
+            own["device"] = f"up{number}"
+            near.veth(f"up{number}", far, f"far{number}")
+            for netns, device in ((near, f"up{number}"), (far, f"far{number}")):
+                netns.ip("link", "set", device, "mtu", str(station.mtu))
+                if station.features:
+                    netns.run("ethtool", "-K", device, *station.features.split())
+        ports.append(own)
+    return ports
+
+
+@pytest.fixture(scope="module")
+def lab(module_folder: Path) -> Iterator[Lab]:
+    with Netns() as near, Netns() as far, ExitStack() as stack:
+        ports = prepare(module_folder, near, far)
+        # `macs` holds for untagged frames; nothing is flooded, so that a port gets what is for it alone.
+        tagged = [{"mac": mac(name).hex(":"), "vlan": 10, "port": name} for name in STATIONS]
+        bridges = [{"name": "br0", "static": tagged}]
+        switch = stack.enter_context(Switchd(module_folder, ports, prefix=near.prefix(), bridges=bridges))
+        peers: dict[str, Peer] = {}
+        for name, station in STATIONS.items():
+            number = NUMBERS[name]
+            if station.kind == "vhostuser":
+                guest = Guest(str(module_folder / f"{number}.sock"), **station.guest)
+                peers[name] = GuestPeer(stack.enter_context(guest))
+            else:
+                netns, device = (near, f"tap{number}") if station.kind == "tap" else (far, f"far{number}")
+                wire = Wire(netns, device, vnet=True)
+                stack.callback(wire.close)
+                peers[name] = WirePeer(wire)
+        switch.wait_up(*STATIONS)
+        yield Lab(switch, peers)
+
+
+def arrives(lab: Lab, source: str, sink: str, case: Case) -> None:
+    frame, vnet = unfinished(case)
+    lab.send(source, sink, frame, vnet)
+    if case.needs <= STATIONS[source].enters & STATIONS[sink].leaves:
+        got = lab.receive(source, sink)
+        assert got is not None, "nothing arrived"
+        assert got[0] == addressed(frame, mac(sink), mac(source))
+        assert got[1].flags & Vnet.NEEDS_CSUM
+        kept = (got[1].gso_type, got[1].gso_size, got[1].csum_start, got[1].csum_offset)
+        assert kept == (vnet.gso_type, vnet.gso_size, vnet.csum_start, vnet.csum_offset)
+        return
+    wanted = finished(case)
+    for number, piece in enumerate(wanted):
+        got = lab.receive(source, sink)
+        assert got is not None, f"{number} of {len(wanted)} frames arrived"
+        assert got[1].gso_type == Vnet.GSO_NONE
+        assert not got[1].flags & Vnet.NEEDS_CSUM
+        assert got[0] == addressed(piece, mac(sink), mac(source)), f"frame {number} of {len(wanted)}"
+
+
+PAIRS = [f"{source}>{sink}" for source, sink in itertools.permutations(STATIONS, 2)]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_was_left_open_arrives_open_or_finished(lab: Lab, pair: str) -> None:
+    source, sink = pair.split(">")
+    for case in ALL_CASES:
+        if not case.needs <= STATIONS[source].sends:
+            continue
+        try:
+            arrives(lab, source, sink, case)
+        except AssertionError as error:
+            raise AssertionError(f"{case.name}{'-' + case.tags if case.tags else ''}: {error}") from error
+    assert lab.receive(source, sink, timeout=0.02) is None, "more arrived than was sent"
+
+
+def plain(size: int) -> bytes:
+    """A frame of `size` bytes of L3."""
+    return bytes(12) + b"\x88\xb5" + bytes(size)
+
+
+def large(gso: int) -> tuple[bytes, Vnet]:
+    """A TCP frame of two segments of `gso` bytes of payload, 52 bytes of IP and TCP headers on each."""
+    return unfinished(Case("mtu", 4, "tcp", 2 * gso, gso=gso))
+
+
+MTU_ROWS = [
+    # from, to, frame, arrives
+    ("guest", "guest-packed", (plain(9000), Vnet()), True),
+    ("guest", "guest-big-buffers", (plain(60000), Vnet()), True),
+    ("guest", "tap", (plain(9000), Vnet()), True),
+    ("guest", "afpacket", (plain(1500), Vnet()), True),
+    ("guest", "afpacket", (plain(1501), Vnet()), False),
+    ("guest", "afpacket", large(1448), True),
+    ("guest", "afpacket", large(1449), False),
+    ("guest", "afpacket-plain", large(1448), True),
+    ("guest", "afpacket-plain", large(1449), False),
+    ("guest", "afpacket-jumbo", (plain(9000), Vnet()), True),
+    ("guest", "afpacket-jumbo", (plain(9001), Vnet()), False),
+    ("guest", "afpacket-jumbo", large(8948), True),
+    ("guest", "afpacket-jumbo", large(8949), False),
+    ("afpacket-jumbo", "guest-plain", (plain(9000), Vnet()), True),
+    ("afpacket-jumbo", "afpacket", (plain(9000), Vnet()), False),
+    ("afpacket-jumbo", "afpacket", large(8948), False),
+    ("tap", "afpacket", large(1449), False),
+]
+
+
+@pytest.mark.parametrize("row", MTU_ROWS, ids=[f"{row[0]}>{row[1]}-{number}" for number, row in enumerate(MTU_ROWS)])
+def test_the_mtu_of_an_interface_is_kept_and_what_exceeds_it_is_counted(
+    lab: Lab, row: tuple[str, str, tuple[bytes, Vnet], bool]
+) -> None:
+    source, sink, (frame, vnet), passes = row
+    before = lab.switch.metrics().drops(sink, "tx").get("mtu_exceeded", 0)
+    lab.send(source, sink, frame, vnet)
+    if passes:
+        got = lab.receive(source, sink)
+        assert got is not None, f"nothing arrived; drops: {lab.switch.metrics().drops(sink)}"
+        assert vnet.gso_size or got[0] == addressed(frame, mac(sink), mac(source))
+        while lab.receive(source, sink, timeout=0.02) is not None:
+            pass
+    else:
+        wait_until(
+            "the frame is counted as mtu_exceeded",
+            lambda: sum([lab.switch.metrics().drops(sink, "tx").get("mtu_exceeded", 0)]) > before,
+            5.0,
+        )
+        assert lab.receive(source, sink, timeout=0.02) is None
+
+
+def test_every_frame_is_accounted_for(lab: Lab) -> None:
+    metrics = lab.switch.settle()
+    metrics.check_conservation()
+    for name in STATIONS:
+        assert set(metrics.drops(name)) <= {"mtu_exceeded"}
