@@ -58,6 +58,7 @@ missing_packages() {
   have tshark || echo tshark
   [ -e /usr/include/infiniband/verbs.h ] || echo libibverbs-dev
   [ -d /usr/lib/python3/dist-packages/pyverbs ] || echo python3-pyverbs ibverbs-providers
+  [ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || echo openvswitch-switch-dpdk
   have clang++-14 || echo clang-14
   compgen -G '/usr/lib/*/clang/14*/lib/*/libclang_rt.fuzzer*' >/dev/null ||
     compgen -G '/usr/lib/llvm-14/lib/clang/14*/lib/*/libclang_rt.fuzzer*' >/dev/null || echo libclang-rt-14-dev

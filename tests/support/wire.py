@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -24,11 +24,12 @@ SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 8, 15
 TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 0x10, 0x40
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
+T = TypeVar("T")
 VNET = struct.Struct("=BBHHHH")
 
 
-def socket_in(netns: Netns, make: Callable[[], socket.socket]) -> socket.socket:
-    """A socket that belongs to the namespace; this process stays where it is."""
+def made_in(netns: Netns, make: Callable[[], T]) -> T:
+    """What `make` opens belongs to the namespace; this process stays where it is."""
     done: list[Any] = []
 
     def work() -> None:  # a thread of its own: setns is per thread, and the thread ends here
@@ -45,7 +46,7 @@ def socket_in(netns: Netns, make: Callable[[], socket.socket]) -> socket.socket:
     thread.join()
     if isinstance(done[0], OSError):
         raise done[0]
-    made: socket.socket = done[0]
+    made: T = done[0]
     return made
 
 
@@ -60,7 +61,7 @@ class Wire:
             made.bind((device, ETH_P_ALL))
             return made
 
-        self._socket = socket_in(netns, make)
+        self._socket = made_in(netns, make)
         for option in (PACKET_IGNORE_OUTGOING, PACKET_AUXDATA, *((PACKET_VNET_HDR,) if vnet else ())):
             self._socket.setsockopt(SOL_PACKET, option, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
