@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import resource
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from tests.interop import needs
+from tests.interop.netns import Netns
 from tests.interop.switchd import Switchd, entry_point, vhost_port
+from tests.support.wire import made_in
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +158,6 @@ def test_a_path_too_long_for_a_socket_is_named(running: Switchd, folder: Path) -
     assert "107" in refused(running, "add-port", "vhostuser", "long", "--socket", str(folder / ("x" * 120)))
 
 
-def test_a_device_that_does_not_exist_is_named(running: Switchd) -> None:
-    assert "nosuch0" in refused(running, "add-port", "afpacket", "up", "--device", "nosuch0")
-
-
 def test_a_name_in_use_is_refused(running: Switchd) -> None:
     assert "vm1" in refused(running, "add-port", "vhostuser", "vm1", "--socket", str(running.folder / "x.sock"))
 
@@ -191,3 +194,105 @@ def test_a_daemon_that_does_not_run_is_named(folder: Path) -> None:
     status, _, errors = switch.ctl_status("ports", json_output=False)
     assert status == 1
     assert str(switch.control) in errors
+
+
+# Kernel-backed kinds and the uplink: one row per mistake --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mistake:
+    kind: str
+    arguments: tuple[str, ...]
+    says: tuple[str, ...]  # words of the answer
+    without: str = ""  # a capability that the daemon lacks
+    starved: bool = False  # it gets no more memory
+
+
+PORT_MISTAKES = {
+    "afpacket-missing": Mistake("afpacket", ("--device", "nosuch0"), ("nosuch0", "none of this name", "ip link")),
+    "afpacket-no-ethernet": Mistake("afpacket", ("--device", "lo"), ("lo", "not an Ethernet interface")),
+    "afpacket-taken": Mistake("afpacket", ("--device", "taken0"), ("taken0", "first", "each port needs its own")),
+    "afpacket-mtu": Mistake(
+        "afpacket", ("--device", "cable0", "--mtu", "9000"), ("9000", "1500", "ip link set dev cable0 mtu 9000")
+    ),
+    "afpacket-no-right": Mistake("afpacket", ("--device", "cable0"), ("cable0", "CAP_NET_RAW"), without="net_raw"),
+    "afpacket-no-memory": Mistake(
+        "afpacket", ("--device", "cable0", "--queues", "4"), ("cable0", "fewer queues", "memory"), starved=True
+    ),
+    "afpacket-too-many": Mistake("afpacket", ("--device", "cable0", "--queues", "257"), ("queues", "256")),
+    "tap-not-a-tap": Mistake("tap", ("--device", "cable0"), ("cable0", "not a tap")),
+    "tap-busy": Mistake("tap", ("--device", "busy0"), ("busy0", "another process is using it")),
+    "tap-busy-queue": Mistake("tap", ("--device", "plain0", "--queues", "2"), ("plain0", "multi_queue")),
+    "tap-mtu": Mistake("tap", ("--device", "new0", "--mtu", "65535"), ("65535", "65521 at most")),
+    "tap-no-right": Mistake("tap", ("--device", "new0"), ("new0", "CAP_NET_ADMIN"), without="net_admin"),
+    "tap-no-memory": Mistake(
+        "tap", ("--device", "new0", "--queues", "4"), ("new0", "fewer queues", "memory"), starved=True
+    ),
+    "virtiouser-no-socket": Mistake("virtiouser", (), ("socket",)),
+    "virtiouser-taken": Mistake(
+        "virtiouser", ("--socket", "{folder}/taken.sock", "--socket-owner", "switch"), ("taken.sock", "in use")
+    ),
+    "virtiouser-ring": Mistake(
+        "virtiouser", ("--socket", "{folder}/x.sock", "--ring-size", "300"), ("ring_size", "power of two", "256")
+    ),
+    "virtiouser-no-folder": Mistake(
+        "virtiouser", ("--socket", "{folder}/none/x.sock", "--socket-owner", "switch"), ("none",)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bench(module_folder: Path) -> Iterator[tuple[Switchd, Netns]]:
+    """A switch in a namespace with interfaces to make mistakes with."""
+    folder = module_folder / "bench"
+    folder.mkdir()
+    with Netns() as netns, Netns() as other, contextlib.ExitStack() as stack:
+        netns.veth("cable0", other, "far0")
+        netns.veth("taken0", other, "far1")
+        netns.ip("tuntap", "add", "dev", "plain0", "mode", "tap")
+        ports = [{"name": "first", "type": "afpacket", "device": "taken0"}]
+        stack.enter_context(contextlib.closing(made_in(netns, lambda: hold_tap("busy0"))))
+        owner = stack.enter_context(socket.socket(socket.AF_UNIX))
+        owner.bind(str(folder / "taken.sock"))
+        owner.listen()
+        yield stack.enter_context(Switchd(folder, ports, prefix=netns.prefix())), netns
+
+
+def hold_tap(name: str) -> IO[bytes]:
+    """A TAP of one queue that this process uses."""
+    device = Path("/dev/net/tun").open("r+b", buffering=0)  # noqa: SIM115
+    fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
+    return device
+
+
+@contextlib.contextmanager
+def starved(pid: int) -> Iterator[None]:
+    """The process may grow by 3 MB: enough to answer, too little for the buffers of a port."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + (3 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mistake", PORT_MISTAKES.values(), ids=PORT_MISTAKES.keys())
+def test_a_port_that_cannot_be_says_why_and_what_to_do(
+    bench: tuple[Switchd, Netns], folder: Path, mistake: Mistake
+) -> None:
+    switch, netns = bench
+    arguments = [part.format(folder=switch.folder) for part in mistake.arguments]
+    with contextlib.ExitStack() as stack:
+        if mistake.without:
+            setpriv = [needs.program("setpriv", "util-linux"), "--inh-caps=-all", f"--bounding-set=-{mistake.without}"]
+            switch = stack.enter_context(Switchd(folder, [], prefix=[*netns.prefix(), *setpriv]))
+        if mistake.starved:
+            assert switch.process is not None
+            stack.enter_context(starved(switch.process.pid))
+        before = netns.ip("-o", "link").count("\n")
+        said = refused(switch, "add-port", mistake.kind, "wrong", *arguments)
+    for word in mistake.says:
+        assert word in said, said
+    assert netns.ip("-o", "link").count("\n") == before, "an interface was left behind"
