@@ -17,8 +17,6 @@ namespace sw {
 
 namespace {
 
-constexpr uint64_t kBalanceMs = 5000;  // window in which queue loads are measured
-
 bool same_identity(const PortConfig& a, const PortConfig& b) {
   return a.type == b.type && a.socket == b.socket && a.socket_owner_switch == b.socket_owner_switch &&
          a.socket_mode == b.socket_mode && a.socket_gid == b.socket_gid && a.queues == b.queues &&
@@ -56,7 +54,7 @@ Result<void> Datapath::start() {
   if (!started) return started;
   control_.start();
   running_ = true;
-  control_.loop().after(kBalanceMs, [this] { balance(); });
+  control_.loop().after(options_.balance_ms, [this] { balance(); });
   return {};
 }
 
@@ -308,35 +306,45 @@ std::unique_ptr<Plan> Datapath::build_plan() {
   return plan;
 }
 
-// Once a window: if the busiest worker would be a good deal less busy with another spread, move queues. A move is a
-// plan: the queue changes hands between two batches, so nothing is lost or reordered.
+// Once a window: if the busiest worker would be a good deal less busy with another spread, move queues.
 void Datapath::balance() {
-  const auto workers = static_cast<uint32_t>(crew_.workers().size());
-  if (workers > 1) {
-    std::vector<QueueToAssign> queues;
-    std::vector<std::pair<PortRecord*, size_t>> places;
-    for (const auto& [name, record] : ports_) {
-      for (size_t i = 0; i < record->worker_of.size(); ++i) {
-        if (record->worker_of[i] == kUnassigned) continue;
-        const bool pinned = record->spec.rx_affinity.contains(static_cast<uint32_t>(i));
-        queues.push_back({.pinned = pinned ? record->worker_of[i] : kUnassigned,
-                          .current = record->worker_of[i],
-                          .load = record->loads[i].busy_tsc.get() - record->last_busy_tsc[i]});
-        places.emplace_back(record.get(), i);
-      }
-    }
-    const std::vector<int> spread = spread_queues(queues, workers);
-    if (!queues.empty() && spread_pays(queues, spread, workers, tsc_hz() * kBalanceMs / 1000)) {
-      for (size_t i = 0; i < places.size(); ++i) places[i].first->worker_of[places[i].second] = spread[i];
-      publish();
-      keep_event({.kind = "queues_rebalanced", .detail = "receive queues were spread anew by their measured load"});
-      signal_events();
-    }
-  }
+  if (crew_.workers().size() > 1) move_queues();
   for (const auto& [name, record] : ports_) {
     for (size_t i = 0; i < record->loads.size(); ++i) record->last_busy_tsc[i] = record->loads[i].busy_tsc.get();
   }
-  control_.loop().after(kBalanceMs, [this] { balance(); });
+  control_.loop().after(options_.balance_ms, [this] { balance(); });
+}
+
+// A move is a plan: the queue changes hands between two batches (crew.h), so nothing is lost or reordered.
+void Datapath::move_queues() {
+  const auto workers = static_cast<uint32_t>(crew_.workers().size());
+  std::vector<QueueToAssign> queues;
+  std::vector<std::pair<PortRecord*, size_t>> places;
+  for (const auto& [name, record] : ports_) {
+    for (size_t i = 0; i < record->worker_of.size(); ++i) {
+      if (record->worker_of[i] == kUnassigned) continue;
+      const bool pinned = record->spec.rx_affinity.contains(static_cast<uint32_t>(i));
+      queues.push_back({.pinned = pinned ? record->worker_of[i] : kUnassigned,
+                        .current = record->worker_of[i],
+                        .load = record->loads[i].busy_tsc.get() - record->last_busy_tsc[i]});
+      places.emplace_back(record.get(), i);
+    }
+  }
+  const std::vector<int> spread = spread_queues(queues, workers);
+  const double window = static_cast<double>(tsc_hz() * options_.balance_ms) / 1000;
+  const auto least_gain = static_cast<uint64_t>(window * options_.balance_gain);
+  if (queues.empty() || !spread_pays(queues, spread, workers, least_gain)) return;
+  std::string moves;
+  for (size_t i = 0; i < places.size(); ++i) {
+    const auto& [record, queue] = places[i];
+    if (record->worker_of[queue] == spread[i]) continue;
+    moves += (moves.empty() ? "" : ", ") + record->spec.config.name + "/" + std::to_string(queue) + " from worker " +
+             std::to_string(record->worker_of[queue]) + " to " + std::to_string(spread[i]);
+    record->worker_of[queue] = spread[i];
+  }
+  publish();
+  keep_event({.kind = "queues_rebalanced", .detail = "by measured load: " + moves});
+  signal_events();
 }
 
 Datapath::PortRecord* Datapath::find(const std::string& name) {

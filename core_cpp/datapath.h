@@ -27,7 +27,9 @@ struct DatapathOptions {
   HugePages hugepages = HugePages::kAuto;
   size_t memory_bytes = 64U << 20;  // of the arena for MAC tables
   size_t huge_page_bytes = kHugePage2M;
-  int numa_node = -1;  // -1: wherever the kernel likes
+  int numa_node = -1;          // -1: wherever the kernel likes
+  uint64_t balance_ms = 5000;  // window in which the load of receive queues is measured before they are spread anew
+  double balance_gain = 0.25;  // which share of its time a new spread must take off the busiest worker
 };
 
 // A port as it should be: what the port itself needs, and what the switch decides about it.
@@ -151,6 +153,7 @@ class Datapath final : public PortHost {
   void assign_rx_queues();
   void publish();
   void balance();
+  void move_queues();
   PortRecord* find(const std::string& name);
   PortRecord* find(const Port& port);
   Result<NicSeat*> nic_seat(const std::string& port);

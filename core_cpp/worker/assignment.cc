@@ -76,13 +76,13 @@ std::vector<int> spread_queues(const std::vector<QueueToAssign>& queues, uint32_
 }
 
 bool spread_pays(const std::vector<QueueToAssign>& queues, const std::vector<int>& spread, uint32_t workers,
-                 uint64_t window_tsc) {
+                 uint64_t least_gain) {
   std::vector<int> now;
   now.reserve(queues.size());
   for (const QueueToAssign& queue : queues) now.push_back(queue.current);
   const uint64_t before = heaviest(queues, workers, now);
   const uint64_t after = heaviest(queues, workers, spread);
-  return before > after && before - after > window_tsc / 4;
+  return before > after && before - after > least_gain;
 }
 
 }  // namespace sw

@@ -23,9 +23,9 @@ std::vector<int> assign_queues(const std::vector<QueueToAssign>& queues, uint32_
 // The same with a clean slate for the unpinned: heaviest queue first, each to the least loaded worker.
 std::vector<int> spread_queues(const std::vector<QueueToAssign>& queues, uint32_t workers);
 
-// Whether moving from one assignment to the other is worth it: the heaviest worker's load must fall by a quarter of the
-// window at least (`window_tsc` = ticks of one fully busy worker).
+// Whether moving from one assignment to the other is worth it: the heaviest worker's load must fall by more than
+// `least_gain` ticks. Without that margin, loads that go up and down would send queues to and fro.
 bool spread_pays(const std::vector<QueueToAssign>& queues, const std::vector<int>& spread, uint32_t workers,
-                 uint64_t window_tsc);
+                 uint64_t least_gain);
 
 }  // namespace sw

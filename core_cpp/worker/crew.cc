@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/crew.h"
 
+#include <map>
 #include <utility>
 
 namespace sw {
@@ -36,10 +37,34 @@ void Crew::stop() {
 }
 
 void Crew::publish(std::unique_ptr<Plan> plan) {
-  plan->generation = plan_->generation + 1;
-  for (const auto& worker : workers_) worker->publish(plan.get());
-  for (const auto& worker : workers_) worker->wait_passed(plan->generation);
+  std::map<const RxQueue*, size_t> pollers;
+  for (size_t w = 0; w < plan_->workers.size(); ++w) {
+    for (const PlanRx& rx : plan_->workers[w].rx) pollers[rx.queue] = w;
+  }
+  const auto moves = [&pollers](const PlanRx& rx, size_t worker) {
+    const auto found = pollers.find(rx.queue);
+    return found != pollers.end() && found->second != worker;
+  };
+  Plan without;  // what the moving queues send through stays with `plan`, which outlives it
+  bool any = false;
+  for (size_t w = 0; w < plan->workers.size(); ++w) {
+    for (const PlanRx& rx : plan->workers[w].rx) any |= moves(rx, w);
+  }
+  if (any) {
+    without.workers = plan->workers;
+    for (size_t w = 0; w < without.workers.size(); ++w) {
+      std::erase_if(without.workers[w].rx, [&](const PlanRx& rx) { return moves(rx, w); });
+    }
+    hand_over(without);
+  }
+  hand_over(*plan);
   plan_ = std::move(plan);
+}
+
+void Crew::hand_over(Plan& plan) {
+  plan.generation = ++generation_;
+  for (const auto& worker : workers_) worker->publish(&plan);
+  for (const auto& worker : workers_) worker->wait_passed(plan.generation);
 }
 
 }  // namespace sw

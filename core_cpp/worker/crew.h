@@ -19,15 +19,19 @@ class Crew {
   void stop();
 
   // Give every worker the new plan and return when none uses an older one (microseconds; a napping worker up to 50 us,
-  // a blocked one is woken). The generation is set here. Control lock held.
+  // a blocked one is woken). Workers take it one after the other, so a receive queue that goes from one to another is
+  // first left out of all plans: it never has two pollers. The generation is set here. Control lock held.
   void publish(std::unique_ptr<Plan> plan);
 
   [[nodiscard]] const Plan& plan() const { return *plan_; }
   [[nodiscard]] const std::vector<std::unique_ptr<Worker>>& workers() const { return workers_; }
 
  private:
+  void hand_over(Plan& plan);
+
   std::vector<std::unique_ptr<Worker>> workers_;
   std::unique_ptr<Plan> plan_;
+  uint64_t generation_ = 0;  // of the last plan handed over
 };
 
 // A plan in which `workers` workers have nothing to do.

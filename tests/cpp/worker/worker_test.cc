@@ -187,6 +187,47 @@ TEST_CASE("worker: two workers share a transmit queue under its lock, and no fra
   }
 }
 
+TEST_CASE("worker: a receive queue that changes workers never has two pollers") {
+  class WatchedRx : public ScriptedRx {
+   public:
+    using ScriptedRx::ScriptedRx;
+    bool peek(Batch& batch, PortWorkerCounters& drops) override {
+      if (users.fetch_add(1) != 0) overlapped = true;
+      const bool taken = ScriptedRx::peek(batch, drops);
+      if (!taken) --users;
+      return taken;
+    }
+    void release() override {
+      ScriptedRx::release();
+      --users;
+    }
+    std::atomic<int> users{0};
+    std::atomic<bool> overlapped{false};
+  };
+  House house(2);
+  house.tx[0].keep = house.tx[1].keep = false;
+  QueueCounters counters;
+  WatchedRx watched(counters);
+  watched.repeat(ethernet(kB, kA), 8);
+  Crew crew({-1, -1}, Polling::kBusy);
+  REQUIRE(crew.start());
+  for (uint32_t i = 0; i < 300; ++i) {
+    auto plan = house.plan();
+    PlanRx rx = plan->workers[0].rx[0];
+    const uint32_t poller = i % 2;
+    rx.queue = &watched;
+    rx.counters = &house.counters(poller, 0);
+    plan->workers[0].rx.clear();
+    plan->workers[poller].rx.push_back(rx);
+    crew.publish(std::move(plan));
+  }
+  crew.publish(empty_plan(2));
+  crew.stop();
+  CHECK_FALSE(watched.overlapped);
+  CHECK(watched.users == 0);
+  CHECK(counters.frames.get() == house.counters(0, 0).forwarded.get() + house.counters(1, 0).forwarded.get());
+}
+
 TEST_CASE("worker: a peer that blocks its eventfd cannot hold up a change of plan") {
   class BlockingTx : public RecordingTx {
    public:
