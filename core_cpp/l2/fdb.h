@@ -68,7 +68,7 @@ struct FdbStats {  // monotonic totals
   uint64_t events_lost = 0;  // the event ring was full
 };
 
-class Fdb {
+class alignas(64) Fdb {  // workers read its first line every burst: nothing else is written there
  public:
   // `mac_limit`: learned + static + external entries at most; sizes the table (about 75 % load at the limit).
   // `memory` outlives it and is used while it is made and destroyed only.

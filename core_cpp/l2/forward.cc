@@ -80,7 +80,7 @@ struct Pending {
 
 }  // namespace
 
-struct Forwarder::Caches {
+struct alignas(64) Forwarder::Caches {  // lines of its own: a worker writes them all the time
   Cache sources, destinations;
   std::array<Pending, kMaxBatch> pending;
   struct Flood {

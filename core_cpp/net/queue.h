@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // RxQueue and TxQueue: one direction of one ring of a port, as a worker sees it. Direction is the switch's: rx enters
 // the switch, tx leaves it. Called by one worker at a time; no allocation, lock, log or exception; syscalls only where
-// noted.
+// noted. Queues have cache lines of their own: what one worker writes into its queue never takes a line from another.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace sw {
 
-class RxQueue {
+class alignas(64) RxQueue {
  public:
   explicit RxQueue(QueueCounters& counters) : counters_(&counters) {}
   virtual ~RxQueue() = default;
@@ -52,7 +52,7 @@ struct OffloadCaps {
   bool uso = false;       // GSO_UDP_L4
 };
 
-class TxQueue {
+class alignas(64) TxQueue {
  public:
   explicit TxQueue(QueueCounters& counters) : counters_(&counters) {}
   virtual ~TxQueue() = default;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instruction gates: python -m tests.gates check | update | show [PATH...]
 
-check   count every path and fail where one takes more than its limit in limits.json
+check   count every path and fail where one takes more than its limit in limits.json, or where workers share lines
 update  make what is counted now the limits, and print what changed
 show    the functions of the named paths (all if none is named), instructions per frame
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.gates import limits
 from tests.gates.analyse import Run, count
+from tests.gates.sharing import sharing_faults
 
 PROGRAM = Path(__file__).resolve().parents[2] / "build/gates/gate"
 
@@ -26,18 +27,19 @@ def table(run: Run, before: dict[str, limits.Cost]) -> str:
     return "\n".join(lines)
 
 
-def check(run: Run) -> int:
+def check(run: Run, program: Path) -> int:
     made_with, before = limits.load()
     print(table(run, before))
     alike = made_with == run.made_with
     if not alike:
         print(f"limits were set with {made_with}, this is {run.made_with}: {limits.OTHER_SHARE:.0%} more is let pass")
-    found = limits.faults(run.paths, before, alike)
-    for fault in found:
+    dear = limits.faults(run.paths, before, alike)
+    shared = sharing_faults(program)
+    for fault in dear + shared:
         print(f"gate: {fault}", file=sys.stderr)
-    if found:
+    if dear:
         print("gate: if the cost is meant, set new limits with: python -m tests.gates update", file=sys.stderr)
-    return 1 if found else 0
+    return 1 if dear or shared else 0
 
 
 def update(run: Run) -> int:
@@ -70,10 +72,12 @@ def main() -> int:
         return 1
     try:
         run = count(options.program, *options.paths)
+        if options.verb == "check":
+            return check(run, options.program)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    return {"check": check, "update": update, "show": show}[options.verb](run)
+    return {"update": update, "show": show}[options.verb](run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 // gate: counts the instructions of every path and prints them as JSON for tests/gates/gates.py, which knows the limits.
 //   gate list               names of the paths
 //   gate count NAME...      {"base": hex, "paths": [{name, frames, queues, idle: SECTION, busy: SECTION}], "code": {...}}
+//   gate sharing SITUATION FILE   what two workers touch, see sharing.h
 #include <cstdio>
 #include <set>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "base/cpu.h"
 #include "paths.h"
+#include "sharing.h"
 #include "stepper.h"
 
 namespace sw::gates {
@@ -86,12 +88,24 @@ int count(const std::set<std::string>& names) {
   std::printf("],\n\"code\": {");
   first = true;
   for (const uint64_t address : executed) {
-    std::printf("%s\"%s\": \"%s\"", first ? "" : ", ", hex(address).c_str(), code_at(address).c_str());
+    std::printf("%s\"%s\": \"%s\"", first ? "" : ", ", hex(address).c_str(), code_at(load_address() + address).c_str());
     first = false;
   }
   const char* const vectors = vector_level() == VectorLevel::kBase ? "SSE4.2" : "AVX2";
   std::printf("}, \"made_with\": \"gcc %s, %s\"}\n", __VERSION__, vectors);
   return 0;
+}
+
+int share(const std::string& name, const std::string& file) {
+  for (const Sharing& sharing : all_sharings()) {
+    if (sharing.name != name) continue;
+    std::string error;
+    const std::string description = trace_sharing(sharing, file, error);
+    if (!error.empty()) return fail(name, error);
+    std::printf("%s\n", description.c_str());
+    return 0;
+  }
+  return fail(name, "no such situation");
 }
 
 }  // namespace
@@ -104,6 +118,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (verb == "count") return sw::gates::count({argv + 2, argv + argc});
-  std::fprintf(stderr, "usage: gate list | gate count [NAME...]\n");
+  if (verb == "sharing" && argc == 4) return sw::gates::share(argv[2], argv[3]);
+  std::fprintf(stderr, "usage: gate list | gate count [NAME...] | gate sharing SITUATION FILE\n");
   return 2;
 }

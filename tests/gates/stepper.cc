@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
+#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -205,12 +206,16 @@ std::vector<std::vector<Registers>> Stepper::trace(const std::function<bool()>& 
 
 uint64_t load_address() { return program().base; }
 
-std::string code_at(uint64_t address) {
-  constexpr uint64_t kLongest = 15;
+std::string code_at(uint64_t rip) {
+  constexpr size_t kLongest = 15;
+  std::array<uint8_t, kLongest> code{};
+  const iovec here{code.data(), code.size()};
+  const iovec there{reinterpret_cast<void*>(rip), code.size()};
+  const ssize_t bytes = ::process_vm_readv(::getpid(), &here, 1, &there, 1, 0);  // stops where nothing is mapped
   std::string digits;
-  for (uint64_t i = 0; i < kLongest && program().holds(program().base + address + i); ++i) {
+  for (ssize_t i = 0; i < bytes; ++i) {
     std::array<char, 3> pair{};
-    (void)std::snprintf(pair.data(), pair.size(), "%02x", byte_at(program().base + address + i));
+    (void)std::snprintf(pair.data(), pair.size(), "%02x", code[static_cast<size_t>(i)]);
     digits += pair.data();
   }
   return digits;

@@ -42,7 +42,7 @@ class Stepper {
 void measured(const std::function<void()>& work);
 
 uint64_t load_address();
-// The bytes of the instruction at `address` (relative), as hexadecimal digits; a few more than it has.
-std::string code_at(uint64_t address);
+// The bytes of the instruction at `rip` (absolute), as hexadecimal digits; a few more than it has.
+std::string code_at(uint64_t rip);
 
 }  // namespace sw::gates

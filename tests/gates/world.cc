@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "world.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstring>
 #include <random>
@@ -110,7 +112,7 @@ void World::make_plan() {
       tx.counters = &guest.by_worker[w];
       tx.shared = options_.shared;
       for (uint32_t q = 0; q < pairs; ++q) {
-        if (options_.shared || q * workers / pairs == w) tx.queues.push_back(guest.tx[q].get());
+        if (options_.shared ? q == 0 : q * workers / pairs == w) tx.queues.push_back(guest.tx[q].get());
         if (q % workers != w) continue;
         plan_->workers[w].rx.push_back({.queue = guest.rx[q].get(),
                                         .queue_index = static_cast<uint16_t>(q),
@@ -178,32 +180,36 @@ uint32_t World::receive(uint32_t guest) {
   return frames;
 }
 
-std::string World::name_of(uint64_t address) const {
-  const auto inside = [address](const void* begin, size_t bytes) {
-    const auto first = reinterpret_cast<uint64_t>(begin);
-    return address >= first && address < first + bytes;
+std::vector<World::Place> World::places() const {
+  std::vector<Place> all;
+  const auto add = [&all](const std::string& name, const void* begin, size_t bytes) {
+    all.push_back({name, reinterpret_cast<uint64_t>(begin), bytes});
+  };
+  // A ring's class is hidden; its allocation is not.
+  const auto add_object = [&add](const std::string& name, const auto& object) {
+    void* const begin = const_cast<void*>(dynamic_cast<const void*>(&object));
+    add(name, begin, ::malloc_usable_size(begin));
   };
   for (size_t w = 0; w < workers_.size(); ++w) {
-    if (inside(workers_[w].get(), sizeof(Worker))) {
-      return "worker " + std::to_string(w) + " + " +
-             std::to_string(address - reinterpret_cast<uint64_t>(workers_[w].get()));
-    }
+    add("worker " + std::to_string(w), workers_[w].get(), sizeof(Worker));
+    add("plan of worker " + std::to_string(w), plan_->workers[w].tx.data(), kMaxPorts * sizeof(PlanTx));
   }
   for (size_t id = 0; id < guests_.size(); ++id) {
     const Guest& guest = *guests_[id];
     const std::string port = "port " + std::to_string(id) + ": ";
-    const DriverMemory& memory = guest.driver->memory();
-    if (inside(reinterpret_cast<void*>(memory.address()), memory.bytes())) return port + "guest memory";
-    if (inside(guest.by_worker.data(), guest.by_worker.size() * sizeof(PortWorkerCounters))) {
-      return port + "counters by worker";
+    add(port + "counters by worker", guest.by_worker.data(), guest.by_worker.size() * sizeof(PortWorkerCounters));
+    add(port + "loads", guest.loads.data(), guest.loads.size() * sizeof(QueueLoad));
+    add(port + "rx counters", guest.rx_counters.data(), guest.rx_counters.size() * sizeof(QueueCounters));
+    add(port + "tx counters", guest.tx_counters.data(), guest.tx_counters.size() * sizeof(QueueCounters));
+    for (size_t q = 0; q < guest.rx.size(); ++q) {
+      add_object(port + "rx queue " + std::to_string(q), *guest.rx[q]);
+      add_object(port + "tx queue " + std::to_string(q), *guest.tx[q]);
     }
-    if (inside(guest.loads.data(), guest.loads.size() * sizeof(QueueLoad))) return port + "loads";
-    if (inside(guest.rx_counters.data(), guest.rx_counters.size() * sizeof(QueueCounters))) return port + "rx counters";
-    if (inside(guest.tx_counters.data(), guest.tx_counters.size() * sizeof(QueueCounters))) return port + "tx counters";
+    const DriverMemory& memory = guest.driver->memory();
+    add(port + "guest memory", reinterpret_cast<const void*>(memory.address()), memory.bytes());
   }
-  if (inside(fdb_.get(), sizeof(Fdb))) return "MAC table";
-  if (inside(plan_.get(), sizeof(Plan))) return "plan";
-  return {};
+  add("MAC table", fdb_.get(), sizeof(Fdb));
+  return all;
 }
 
 }  // namespace sw::gates

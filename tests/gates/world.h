@@ -62,8 +62,12 @@ class World {
   bool poll(uint32_t worker = 0) { return workers_[worker]->poll_once(plan_.get()); }
 
   [[nodiscard]] uint32_t guests() const { return static_cast<uint32_t>(guests_.size()); }
-  // What lies at an address, for whoever found it in a trace: "guest 1", "worker 0", ...; empty if unknown.
-  [[nodiscard]] std::string name_of(uint64_t address) const;
+  // What lies where, for whoever found an address in a trace.
+  struct Place {
+    std::string name;
+    uint64_t begin, bytes;
+  };
+  [[nodiscard]] std::vector<Place> places() const;
 
  private:
   void add_guest(uint32_t number);

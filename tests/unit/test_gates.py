@@ -10,6 +10,7 @@ from iced_x86 import Decoder
 
 from tests.gates import limits
 from tests.gates.analyse import Counted, Loop, Place, is_locked, place_of, short_name
+from tests.gates.sharing import ALLOWED, ONE_QUEUE, OWN_QUEUES, Touch, faults_of
 
 
 def path(
@@ -111,3 +112,19 @@ def test_short_names(symbol: str, name: str) -> None:
 )  # fmt: skip
 def test_places(situation: str, frames: list[tuple[str, str]], place: str) -> None:
     assert place_of(frames) == Place(place), situation
+
+
+@pytest.mark.parametrize(
+    ("situation", "found", "fault"),
+    [
+        (OWN_QUEUES, [], None),
+        (OWN_QUEUES, [Touch("heap", 64, "l2/a.cc f", "l2/a.cc g")], "share a line: heap + 64, written in l2/a.cc f"),
+        (ONE_QUEUE, [Touch(place, 0, "f", "g") for place in ALLOWED[ONE_QUEUE]], None),
+        (ONE_QUEUE, [Touch(place, 0, "f", "g") for place in ALLOWED[ONE_QUEUE][1:]], "nothing of port 2: tx queue 0"),
+    ],
+)
+def test_shared_lines(situation: str, found: list[Touch], fault: str | None) -> None:
+    faults = faults_of(situation, found)
+    assert len(faults) == (fault is not None)
+    if fault is not None:
+        assert fault in faults[0]

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// What two workers touch: every instruction of one loop of each, with all registers, so that the addresses of its
+// operands can be computed. tests/gates/sharing.py does that and says which cache lines one worker writes and the other
+// reads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace sw::gates {
+
+struct Sharing {
+  std::string name;
+  bool same_ports = false;    // both workers serve the same two ports, each its own queue of them
+  bool shared_queue = false;  // and send into the same transmit queue
+};
+
+std::vector<Sharing> all_sharings();
+
+// Writes `file` (the registers of both loops) and returns a description of it as JSON; empty with `error` set when
+// the workers' frames did not arrive.
+std::string trace_sharing(const Sharing& sharing, const std::string& file, std::string& error);
+
+}  // namespace sw::gates
