@@ -2,7 +2,8 @@
 // gate: counts the instructions of every path and prints them as JSON for tests/gates/gates.py, which knows the limits.
 //   gate list               names of the paths
 //   gate count NAME...      {"base": hex, "paths": [{name, frames, queues, idle: SECTION, busy: SECTION}], "code": {...}}
-//   gate sharing SITUATION FILE   what two workers touch, see sharing.h
+//   gate sharing SITUATION FILE             what two workers touch, see sharing.h
+//   gate rate SITUATION WORKERS MILLISECONDS   frames a second of one or two workers on CPUs 0 and 1, see scaling.h
 #include <cstdio>
 #include <set>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "paths.h"
+#include "scaling.h"
 #include "sharing.h"
 #include "stepper.h"
 
@@ -26,7 +28,10 @@ std::string object(const std::map<uint64_t, uint64_t>& counts) {
   std::string text = "{";
   for (const auto& [address, count] : counts) {
     if (text.size() > 1) text += ", ";
-    text += "\"" + hex(address) + "\": " + std::to_string(count);
+    text += '"';
+    text += hex(address);
+    text += "\": ";
+    text += std::to_string(count);
   }
   return text + "}";
 }
@@ -96,6 +101,18 @@ int count(const std::set<std::string>& names) {
   return 0;
 }
 
+int rate(const std::string& name, unsigned long workers, unsigned long milliseconds) {
+  for (const Sharing& sharing : all_sharings()) {
+    if (sharing.name != name) continue;
+    std::string error;
+    const double frames = frames_per_second(sharing, static_cast<uint32_t>(workers), milliseconds, error);
+    if (!error.empty()) return fail(name, error);
+    std::printf("%.0f\n", frames);
+    return 0;
+  }
+  return fail(name, "no such situation");
+}
+
 int share(const std::string& name, const std::string& file) {
   for (const Sharing& sharing : all_sharings()) {
     if (sharing.name != name) continue;
@@ -119,6 +136,9 @@ int main(int argc, char** argv) {
   }
   if (verb == "count") return sw::gates::count({argv + 2, argv + argc});
   if (verb == "sharing" && argc == 4) return sw::gates::share(argv[2], argv[3]);
-  std::fprintf(stderr, "usage: gate list | gate count [NAME...] | gate sharing SITUATION FILE\n");
+  if (verb == "rate" && argc == 5) return sw::gates::rate(argv[2], std::stoul(argv[3]), std::stoul(argv[4]));
+  std::fprintf(stderr,
+               "usage: gate list | gate count [NAME...] | gate sharing SITUATION FILE | "
+               "gate rate SITUATION 1|2 MILLISECONDS\n");
   return 2;
 }

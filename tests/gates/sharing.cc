@@ -8,7 +8,6 @@
 
 #include "stepper.h"
 #include "virtio/spec.h"
-#include "world.h"
 
 namespace sw::gates {
 
@@ -16,27 +15,6 @@ namespace {
 
 constexpr uint32_t kFrames = 16;
 constexpr uint32_t kWorkers = 2;
-
-WorldOptions options_of(const Sharing& sharing) {
-  WorldOptions options;
-  options.features = feature_mask(VIRTIO_F_VERSION_1);
-  options.guests = 4;
-  options.workers = kWorkers;
-  options.queue_pairs = kWorkers;
-  options.shared = sharing.shared_queue;
-  options.ring_size = 64;
-  return options;
-}
-
-// Frames of worker `w`: from which guest to which, in which queue.
-struct Way {
-  uint32_t from, to, queue;
-};
-Way way_of(const Sharing& sharing, uint32_t worker) {
-  if (sharing.shared_queue) return {worker, 2, worker};
-  if (sharing.same_ports) return {0, 1, worker};
-  return {2 * worker, 2 * worker + 1, worker};
-}
 
 bool one_loop(World& world, const Sharing& sharing, uint32_t worker, bool counted) {
   const Way way = way_of(sharing, worker);
@@ -71,9 +49,30 @@ bool both_loops(World& world, const Sharing& sharing) {
 
 }  // namespace
 
+WorldOptions options_of(const Sharing& sharing) {
+  WorldOptions options;
+  options.features = feature_mask(VIRTIO_F_VERSION_1);
+  options.guests = 4;
+  options.workers = kWorkers;
+  options.queue_pairs = kWorkers;
+  options.shared = sharing.shared_queue;
+  options.handover = sharing.handover;
+  options.ring_size = 64;
+  return options;
+}
+
+Way way_of(const Sharing& sharing, uint32_t worker) {
+  if (sharing.shared_queue) return {worker, 2, worker};
+  if (sharing.same_ports) return {0, 1, worker};
+  return {2 * worker, 2 * worker + 1, worker};
+}
+
 std::vector<Sharing> all_sharings() {
-  return {
-      {"ports of their own", false, false}, {"queues of their own", true, false}, {"one transmit queue", true, true}};
+  return {{"ports of their own"},
+          {"queues of their own", true},
+          {"one transmit queue", true, true},
+          {"one transmit queue, reserved", true, true, Handover::kReserve},
+          {"one transmit queue, reserved unseen", true, true, Handover::kReserveLookOutside}};
 }
 
 std::string trace_sharing(const Sharing& sharing, const std::string& file, std::string& error) {

@@ -7,15 +7,25 @@
 #include <string>
 #include <vector>
 
+#include "world.h"
+
 namespace sw::gates {
 
 struct Sharing {
   std::string name;
   bool same_ports = false;    // both workers serve the same two ports, each its own queue of them
   bool shared_queue = false;  // and send into the same transmit queue
+  Handover handover = Handover::kLock;
 };
 
 std::vector<Sharing> all_sharings();
+WorldOptions options_of(const Sharing& sharing);
+
+// Frames of worker `w`: from which guest to which, in which queue.
+struct Way {
+  uint32_t from, to, queue;
+};
+Way way_of(const Sharing& sharing, uint32_t worker);
 
 // Writes `file` (the registers of both loops) and returns a description of it as JSON; empty with `error` set when
 // the workers' frames did not arrive.

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/check.h"
+#include "reserve_commit.h"
 #include "virtio/net_header.h"
 #include "virtio/spec.h"
 #include "worker/crew.h"
@@ -77,7 +78,13 @@ void World::add_guest(uint32_t number) {
     config.call_fd = shared.rings()[ring].call.get();
     config.kick_fd = shared.rings()[ring].kick.get();
     if (ring % 2 == 0) {
-      guest->tx.push_back(make_device_tx(config, guest->tx_counters[ring / 2]));
+      QueueCounters& counters = guest->tx_counters[ring / 2];
+      if (options_.handover == Handover::kLock) {
+        guest->tx.push_back(make_device_tx(config, counters));
+      } else {
+        const bool look_outside = options_.handover == Handover::kReserveLookOutside;
+        guest->tx.push_back(std::make_unique<ReserveCommitTx>(config, counters, look_outside));
+      }
     } else {
       guest->rx.push_back(make_device_rx(config, guest->rx_counters[ring / 2]));
     }
@@ -110,7 +117,7 @@ void World::make_plan() {
       PlanTx& tx = plan_->workers[w].tx[id];
       tx.policy = policy.get();
       tx.counters = &guest.by_worker[w];
-      tx.shared = options_.shared;
+      tx.shared = options_.shared && options_.handover == Handover::kLock;
       for (uint32_t q = 0; q < pairs; ++q) {
         if (options_.shared ? q == 0 : q * workers / pairs == w) tx.queues.push_back(guest.tx[q].get());
         if (q % workers != w) continue;
@@ -127,21 +134,21 @@ void World::make_plan() {
   plan_->bridges.push_back(std::move(view));
 }
 
-bool World::send(uint32_t guest, const Traffic& traffic, uint32_t count, uint32_t queue) {
-  Batch& batch = *batch_;
+bool World::send(Hand& hand, uint32_t guest, const Traffic& traffic, uint32_t count, uint32_t queue) {
+  Batch& batch = *hand.batch;
   std::array<uint8_t, kMaxBatch> index;
   while (count != 0) {
     batch.clear();
     const uint32_t now = std::min(count, kMaxBatch);
-    for (uint32_t i = 0; i < now; ++i, ++next_) {
+    for (uint32_t i = 0; i < now; ++i, ++hand.next) {
       Frame& frame = batch.frames[i];
       index[i] = static_cast<uint8_t>(i);
       frame.len = traffic.bytes;
       frame.head_len = static_cast<uint16_t>(std::min(traffic.bytes, kHeadBytes));
       frame.head_offset = 0;
       std::memset(frame.head, 0, sizeof frame.head);
-      store_mac(frame.head, traffic.destinations[next_ % traffic.destinations.size()]);
-      store_mac(frame.head + kMacBytes, traffic.sources[next_ % traffic.sources.size()]);
+      store_mac(frame.head, traffic.destinations[hand.next % traffic.destinations.size()]);
+      store_mac(frame.head + kMacBytes, traffic.sources[hand.next % traffic.sources.size()]);
       uint8_t* type = frame.head + size_t{2} * kMacBytes;
       if (traffic.tagged) {
         store_be16(type, kEtherTypeVlan);
@@ -162,7 +169,7 @@ bool World::send(uint32_t guest, const Traffic& traffic, uint32_t count, uint32_
       }
     }
     batch.count = now;
-    if (guests_[guest]->driver->tx()[queue]->send(batch, {index.data(), now}, drops_) != now) return false;
+    if (guests_[guest]->driver->tx()[queue]->send(batch, {index.data(), now}, hand.drops) != now) return false;
     count -= now;
   }
   return true;
@@ -170,12 +177,17 @@ bool World::send(uint32_t guest, const Traffic& traffic, uint32_t count, uint32_
 
 uint32_t World::receive(uint32_t guest) {
   uint32_t frames = 0;
-  for (const auto& queue : guests_[guest]->driver->rx()) {
-    Batch& batch = *batch_;
-    for (batch.clear(); queue->peek(batch, drops_); batch.clear()) {
-      frames += batch.count;
-      queue->release();
-    }
+  for (uint32_t queue = 0; queue < options_.queue_pairs; ++queue) frames += receive(hand_, guest, queue);
+  return frames;
+}
+
+uint32_t World::receive(Hand& hand, uint32_t guest, uint32_t queue) {
+  uint32_t frames = 0;
+  Batch& batch = *hand.batch;
+  DriverRx& ring = *guests_[guest]->driver->rx()[queue];
+  for (batch.clear(); ring.peek(batch, hand.drops); batch.clear()) {
+    frames += batch.count;
+    ring.release();
   }
   return frames;
 }

@@ -19,6 +19,8 @@
 
 namespace sw::gates {
 
+enum class Handover : uint8_t { kLock, kReserve, kReserveLookOutside };  // reserve_commit.h
+
 struct WorldOptions {
   uint64_t features = 0;
   uint32_t guests = 2;
@@ -26,8 +28,9 @@ struct WorldOptions {
   uint32_t workers = 1;
   uint16_t ring_size = 256;
   uint32_t buffer_bytes = 2048;
-  uint16_t access_vlan = 0;  // 0: ports are default trunks
-  bool shared = false;       // transmit queues belong to several workers
+  uint16_t access_vlan = 0;             // 0: ports are default trunks
+  bool shared = false;                  // transmit queues belong to several workers
+  Handover handover = Handover::kLock;  // how these send into them
 };
 
 // A guest with its port. Its memory is one region, mapped where it lies.
@@ -37,7 +40,7 @@ struct Guest {
   std::vector<PortWorkerCounters> by_worker;
   std::unique_ptr<DriverDevice> driver;
   std::vector<std::unique_ptr<DeviceRx>> rx;
-  std::vector<std::unique_ptr<DeviceTx>> tx;
+  std::vector<std::unique_ptr<TxQueue>> tx;
 };
 
 // What a guest sends: frame number n of a run goes from sources[n] to destinations[n], round and round.
@@ -55,10 +58,20 @@ class World {
  public:
   explicit World(const WorldOptions& options);
 
-  // `count` frames of `traffic` into the guest's transmitq, on from where the last call ended. False: no room.
-  bool send(uint32_t guest, const Traffic& traffic, uint32_t count, uint32_t queue = 0);
+  // What drives guests, one per thread that does.
+  struct Hand {
+    std::unique_ptr<Batch> batch = std::make_unique<Batch>();
+    PortWorkerCounters drops;
+    uint64_t next = 0;  // number of the next frame
+  };
+  // `count` frames of `traffic` into the guest's transmitq, on from where the hand's last call ended. False: no room.
+  bool send(uint32_t guest, const Traffic& traffic, uint32_t count, uint32_t queue = 0) {
+    return send(hand_, guest, traffic, count, queue);
+  }
+  bool send(Hand& hand, uint32_t guest, const Traffic& traffic, uint32_t count, uint32_t queue);
   // Everything that waits in the guest's receiveqs; the number of frames.
   uint32_t receive(uint32_t guest);
+  uint32_t receive(Hand& hand, uint32_t guest, uint32_t queue);
   bool poll(uint32_t worker = 0) { return workers_[worker]->poll_once(plan_.get()); }
 
   [[nodiscard]] uint32_t guests() const { return static_cast<uint32_t>(guests_.size()); }
@@ -78,10 +91,8 @@ class World {
   std::unique_ptr<Fdb> fdb_;
   std::unique_ptr<Plan> plan_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  std::unique_ptr<Batch> batch_ = std::make_unique<Batch>();
-  PortWorkerCounters drops_;
+  Hand hand_;
   std::vector<uint8_t> payload_;
-  uint64_t next_ = 0;
 };
 
 }  // namespace sw::gates
