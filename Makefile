@@ -6,7 +6,8 @@
 #   make test                every test: C++ under sanitizers, fuzzing, lint, pytest with real peers
 #   make unit                C++ tests and the pytest suites that need no peer
 #   make check               lint and types only
-#   make bench [QUICK=1]     rates and latencies beside OVS-DPDK and testpmd, in bench/results (25 minutes; QUICK: 3)
+#   make bench [QUICK=1] [CASES='64-*,512-split'] [RESULTS=bench/results/NAME.json]
+#                            rates and latencies beside OVS-DPDK and testpmd (25 minutes; QUICK: 3)
 #   make fuzz [TIME=600]     every fuzz target for TIME seconds
 #   make clean               remove build/ and .venv
 .DEFAULT_GOAL := help
@@ -15,6 +16,7 @@
 DURATION ?= 0
 TIME ?= 600
 QUICK ?=
+CASES ?=
 RESULTS ?= bench/results/$(if $(QUICK),quick,local).json
 
 help:
@@ -38,7 +40,7 @@ check:
 
 bench:
 	@tools/setup.sh bench
-	@.venv/bin/python -m bench.run $(if $(QUICK),--quick --rounds 5 --seconds 0.2) --json $(RESULTS)
+	@.venv/bin/python -m bench.run $(if $(QUICK),--quick --rounds 5) $(if $(CASES),--case '$(CASES)') --json $(RESULTS)
 	@.venv/bin/python -m bench.report $(RESULTS)
 
 fuzz:

@@ -144,5 +144,6 @@ def _turn(case: Case, switch: Switch, guests: LoopGuests, outcome: Outcome, seco
     outcome.mpps.append(rate / 1e6)
     outcome.gbits.append(rate * case.size * 8 / 1e9)
     outcome.steal.append(noise.steal)
+    outcome.foreign.append(noise.foreign)
     if busy_before and busy_after and busy_after.frames > busy_before.frames:
         outcome.cycles.append((busy_after.cycles - busy_before.cycles) / (busy_after.frames - busy_before.frames))

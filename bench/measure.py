@@ -23,7 +23,7 @@ from bench.switches import Needs, Switch
 FIRST_WARM_UP = 1.0  # flows are learned, caches filled
 WARM_UP = 0.1
 SETTLE = 0.02  # after asking the switch for its counters
-TRIES = 3  # of a round, until a quiet one
+TRIES = 2  # of a round, if the first was noisy
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Outcome:
     cycles: list[float] = field(default_factory=list)  # of the switch's data path, per frame
     generator_busy: list[float] = field(default_factory=list)
     steal: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)  # CPU time that others took from switch and load
     noisy: int = 0  # rounds that were measured again
     still_noisy: int = 0  # rounds that stayed noisy and count all the same
 
@@ -51,7 +52,8 @@ class Outcome:
             "loss": round(median(self.loss), 6) if self.loss else None,
             "cycles": round(median(self.cycles), 1) if self.cycles else None,
             "generator_busy": round(median(self.generator_busy), 3) if self.generator_busy else None,
-            "steal": round(max(self.steal), 4),
+            "steal": round(median(self.steal), 4),
+            "foreign": round(median(self.foreign), 4),
             "noisy_rounds": self.noisy,
             "still_noisy_rounds": self.still_noisy,
         }
@@ -147,5 +149,6 @@ def _note(switch: Switch, outcome: Outcome, window: Window) -> None:
     outcome.loss.append(max(0.0, 1 - load.received / load.sent) if load.sent else 0.0)
     outcome.generator_busy.append(load.busy_share)
     outcome.steal.append(window.noise.steal)
+    outcome.foreign.append(window.noise.foreign)
     if window.cycles is not None:
         outcome.cycles.append(window.cycles)

@@ -65,7 +65,11 @@ def rate_line(label: str, outcome: Outcome, first: Outcome) -> str:
     )
     if outcome.generator_busy:
         text += f"  generator {median(outcome.generator_busy):4.0%} busy  loss {median(outcome.loss):.2%}"
-    return text + (f"  {outcome.still_noisy} NOISY" if outcome.still_noisy else "")
+    if outcome.still_noisy:
+        text += (
+            f"  {outcome.still_noisy} NOISY (others {median(outcome.foreign):.0%}, steal {median(outcome.steal):.0%})"
+        )
+    return text
 
 
 def latency_line(label: str, load: str, point: Point) -> str:
