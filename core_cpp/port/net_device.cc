@@ -4,6 +4,7 @@
 #include <linux/if_link.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <sys/ioctl.h>
@@ -23,6 +24,22 @@ ifreq request_for(const std::string& name) {
   ifreq request{};
   name.copy(request.ifr_name, kMaxDeviceName);
   return request;
+}
+
+// The kind in the attributes nested in IFLA_LINKINFO.
+std::string read_kind(const uint8_t* at, size_t left) {
+  while (left >= sizeof(rtattr)) {
+    const auto attribute = load_unaligned<rtattr>(at);
+    if (attribute.rta_len < sizeof(rtattr) || attribute.rta_len > left) break;
+    if (attribute.rta_type == IFLA_INFO_KIND) {
+      const std::string text(reinterpret_cast<const char*>(at + RTA_LENGTH(0)), attribute.rta_len - RTA_LENGTH(0));
+      return text.substr(0, text.find('\0'));
+    }
+    const size_t step = std::min<size_t>(RTA_ALIGN(attribute.rta_len), left);
+    at += step;
+    left -= step;
+  }
+  return {};
 }
 
 // The attributes of one RTM_NEWLINK message of `bytes`.
@@ -45,6 +62,7 @@ NetDevice read_link(const nlmsghdr* message, size_t bytes) {
     if (attribute.rta_type == IFLA_ADDRESS && value_bytes == kMacBytes) {
       device.mac = static_cast<Mac>(load_be16(value)) << 32 | load_be32(value + 2);
     }
+    if (attribute.rta_type == IFLA_LINKINFO) device.kind = read_kind(value, value_bytes);
     if (attribute.rta_type == IFLA_STATS64 && value_bytes >= offsetof(rtnl_link_stats64, multicast)) {
       device.tx_dropped = load_unaligned<uint64_t>(value + offsetof(rtnl_link_stats64, tx_dropped));
     }
@@ -141,6 +159,12 @@ Result<void> NetDevices::set_mac(const std::string& name, Mac mac) const {
     return Error{errno, "set the address of " + name + " to " + mac_text(mac)};
   }
   return {};
+}
+
+bool NetDevices::ethtool(const std::string& name, void* request) const {
+  ifreq outer = request_for(name);
+  outer.ifr_data = static_cast<char*>(request);
+  return ::ioctl(ioctl_.get(), SIOCETHTOOL, &outer) == 0;
 }
 
 void Ticker::start(EventLoop& loop, uint64_t period_ms, std::function<void()> tick) {

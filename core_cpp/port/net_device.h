@@ -27,6 +27,7 @@ struct NetDevice {
   uint32_t mtu = 0;
   uint32_t max_mtu = 0;  // 0: the kernel does not say
   Mac mac = 0;
+  std::string kind;         // of a virtual interface: "veth", "bridge", ...; empty: a device
   uint64_t tx_dropped = 0;  // by the interface, in the direction from the kernel
 };
 
@@ -37,6 +38,8 @@ class NetDevices {
   [[nodiscard]] Result<void> set_up(const std::string& name) const;
   [[nodiscard]] Result<void> set_mtu(const std::string& name, uint32_t mtu) const;
   [[nodiscard]] Result<void> set_mac(const std::string& name, Mac mac) const;
+  // SIOCETHTOOL: `request` is one of the structs of linux/ethtool.h, its command filled in. False with errno.
+  [[nodiscard]] bool ethtool(const std::string& name, void* request) const;
 
  private:
   UniqueFd netlink_;
