@@ -22,7 +22,7 @@ bool same_identity(const PortConfig& a, const PortConfig& b) {
          a.socket_mode == b.socket_mode && a.socket_gid == b.socket_gid && a.queues == b.queues &&
          a.device == b.device && a.vhost == b.vhost && a.mac == b.mac && a.packed == b.packed &&
          a.offloads == b.offloads && a.mergeable == b.mergeable && a.in_order == b.in_order &&
-         a.ring_size == b.ring_size;
+         a.ring_size == b.ring_size && a.checksum == b.checksum;
 }
 
 bool is_default(const VlanPolicy& vlan) { return !vlan.access && vlan.untagged == 0 && vlan.trunk.all(); }
@@ -150,6 +150,9 @@ Result<void> Datapath::add_port(const PortSpec& spec) {
   auto id = free_port_id();
   if (!id) return id.error();
   auto record = std::make_unique<PortRecord>(*id, spec, *bridge, crew_.workers().size());
+  record->spec.config.hugepages = options_.hugepages;
+  record->spec.config.huge_page_bytes = options_.huge_page_bytes;
+  record->spec.config.numa_node = options_.numa_node;
   auto port = make_port(record->spec.config, PortCounters{record->rx_counters, record->tx_counters});
   if (!port) return port.error();
   record->port = std::move(*port);

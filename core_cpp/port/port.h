@@ -12,6 +12,7 @@
 
 #include "base/event_loop.h"
 #include "base/result.h"
+#include "mem/region.h"
 #include "net/queue.h"
 #include "stats/counters.h"
 
@@ -84,16 +85,23 @@ class Port {
   virtual NicSeat* nic_seat() { return nullptr; }
 };
 
+// What an afxdp port makes of TCP and UDP checksums that it receives (port/afxdp_checksum.h).
+enum class RxChecksum : uint8_t {
+  kAuto,   // kFix on interfaces that local senders reach without a wire, kTrust on others
+  kFix,    // finish those that look unfinished
+  kTrust,  // take all as they are
+};
+
 // What the configuration says about a port, as far as the port itself needs it. Kinds ignore what is not theirs.
 struct PortConfig {
   std::string name;
-  std::string type;                 // "vhostuser", "virtiouser", "tap", "afpacket", "verbs"
+  std::string type;                 // "vhostuser", "virtiouser", "tap", "afpacket", "verbs", "afxdp"
   std::string socket;               // vhostuser, virtiouser: path
   bool socket_owner_switch = true;  // false: the peer listens, we connect and reconnect for ever
   int socket_mode = -1;             // octal bits for a socket that we create, -1: leave to umask
   int socket_gid = -1;              // group for a socket that we create, -1: leave
   uint32_t queues = 1;              // queue pairs at most
-  std::string device;               // tap, afpacket: interface name; verbs: RDMA device
+  std::string device;               // tap, afpacket, afxdp: interface name; verbs: RDMA device
   uint32_t mtu = 0;                 // 0: no limit announced
   uint64_t mac = 0;                 // virtiouser, tap: own address, 0: none
   bool packed = true;               // offer / accept packed rings
@@ -103,6 +111,13 @@ struct PortConfig {
   bool in_order = true;             // offer / accept VIRTIO_F_IN_ORDER
   uint32_t ring_size = 256;         // virtiouser: entries per ring
   std::string fanout = "hash";      // afpacket with several queues: "hash" (by flow), "qm" (by the NIC's receive queue)
+
+  RxChecksum checksum = RxChecksum::kAuto;  // afxdp
+
+  // Where a port's own memory comes from (afxdp): told to the whole switch, not to a port.
+  HugePages hugepages = HugePages::kAuto;
+  size_t huge_page_bytes = kHugePage2M;
+  int numa_node = -1;
 };
 
 // The one kind -> factory table (port/registry.cc). `counters` are the port's own, one per queue and direction, kept by

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "port/afpacket.h"
+#include "port/afxdp.h"
 #include "port/port.h"
 #include "port/tap.h"
 #include "port/vdpa.h"
@@ -22,7 +23,7 @@ struct Kind {
   Result<std::unique_ptr<Port>> (*make)(const PortConfig&, PortCounters);
 };
 
-constexpr std::array<Kind, 7> kKinds = {{
+constexpr std::array<Kind, 8> kKinds = {{
     {"vhostuser", make_vhostuser},
     {"virtiouser", make_virtiouser},
     {"tap", make_tap},
@@ -30,6 +31,7 @@ constexpr std::array<Kind, 7> kKinds = {{
     {"verbs", make_verbs},
     {"vdpa", make_vdpa},
     {"vduse", make_vduse},
+    {"afxdp", make_afxdp},
 }};
 
 }  // namespace

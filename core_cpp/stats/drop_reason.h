@@ -28,7 +28,7 @@ enum class DropReason : uint8_t {
   kNoDestination,        // nobody else carries this VLAN
   kFloodDisabled,        // unknown destination and flooding is off
   kPortDisabled,         // administratively down
-  kKernelDropped,        // the kernel's ring to us was full (tap, afpacket)
+  kKernelDropped,        // the kernel's ring to us was full (tap, afpacket, afxdp)
   // The destination's fault or state (direction tx).
   kRingFull,            // the peer gave no receive buffers
   kBufferTooSmall,      // the peer's receive buffer cannot hold the frame and mergeable buffers were not negotiated
