@@ -67,6 +67,7 @@ class PortSpec:
     ring_size: int = 256
     steering: str = "all"  # verbs: "all", "leftovers" or addresses with commas between them
     fanout: str = "hash"  # or "qm"
+    checksum: str = "auto"  # afxdp: or "fix", "trust"
 
 
 @dataclass(frozen=True, slots=True)

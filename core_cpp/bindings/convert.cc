@@ -32,6 +32,11 @@ VlanPolicy vlan_policy(const py::handle& vlan) {
   return policy;
 }
 
+RxChecksum rx_checksum(const std::string& name) {
+  if (name == "fix") return RxChecksum::kFix;
+  return name == "trust" ? RxChecksum::kTrust : RxChecksum::kAuto;
+}
+
 int or_none(const py::object& value) { return value.is_none() ? -1 : value.cast<int>(); }
 
 py::list queues(const std::vector<QueueView>& views) {
@@ -124,6 +129,7 @@ PortSpec port_spec(const py::dict& spec) {
   config.in_order = spec["in_order"].cast<bool>();
   config.ring_size = spec["ring_size"].cast<uint32_t>();
   config.fanout = spec["fanout"].cast<std::string>();
+  config.checksum = rx_checksum(spec["checksum"].cast<std::string>());
   out.bridge = spec["bridge"].cast<std::string>();
   out.policy.enabled = spec["enabled"].cast<bool>();
   out.policy.learning = spec["learning"].cast<bool>();

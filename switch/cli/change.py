@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from switch.cli.entry import Verb, complete_port
 from switch.cli.session import Session
 
-TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs", "vdpa", "vduse")
+TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs", "vdpa", "vduse", "afxdp")
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -41,6 +41,9 @@ PORT_OPTIONS: tuple[Decorator, ...] = (
     click.option("--ring-size", type=int, metavar="N", help="Entries per ring (virtiouser, vdpa, vduse)."),
     click.option("--steering", metavar="WHAT", help="What a NIC hands over: all, leftovers or MAC,... (verbs)."),
     click.option("--fanout", type=click.Choice(["hash", "qm"]), help="How several queues share frames (afpacket)."),
+    click.option(
+        "--checksum", type=click.Choice(["auto", "fix", "trust"]), help="Unfinished checksums that arrive (afxdp)."
+    ),
     _switch("enabled", "Whether frames may pass."),
     _switch("learning", "Learn source addresses."),
     _switch("flood", "Receive frames to unknown addresses."),
@@ -120,11 +123,12 @@ def _complete_type(_: click.Context, __: click.Parameter, incomplete: str) -> li
 @click.option("--exist-ok", is_flag=True, help="It is no error when just this port exists already.")
 @click.pass_obj
 def add_port(session: Session, /, kind: str, name: str, exist_ok: bool, **options: Any) -> None:
-    """Add a port. TYPE is vhostuser, virtiouser, tap, afpacket or verbs. It survives restarts of the daemon.
+    """Add a port. TYPE is vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse or afxdp. It survives restarts.
 
     \b
     swctl add-port vhostuser vm1 --socket /run/switch/vm1.sock --queues 2
     swctl add-port afpacket uplink --device eth1 --vlan-trunk 10,20-29 --vlan-native 10
+    swctl add-port afxdp fast --device eth2 --queues 4
     """
     request = {"name": name, "type": kind, **request_of(options)}
     data = session.ask("POST", "/v1/ports", request, exist_ok=exist_ok or None)

@@ -17,7 +17,7 @@ from switch.config.fields import Context
 from switch.config.loader import Document, Path_, decode, path_text, read_file, read_yaml
 from switch.config.machine import Machine
 from switch.config.models import Config
-from switch.config.ports import KIND_HABITS, PLANNED_KINDS, PORT_KINDS, PortModel, PortSection
+from switch.config.ports import KIND_HABITS, PORT_KINDS, PortModel, PortSection
 from switch.datapath import PortSpec
 from switch.errors import ConfigError, Fault
 
@@ -134,8 +134,6 @@ def _bad_port_type(given: Any) -> str:
     if not isinstance(given, Mapping) or "type" not in given:
         return f"required key 'type' is missing: one of {built}"
     kind = given["type"]
-    if kind in PLANNED_KINDS:
-        return f"type '{kind}' is not built: this build has {built}"
     near = difflib.get_close_matches(str(kind).lower().replace("-", "").replace("_", ""), PORT_KINDS, n=1, cutoff=0.6)
     if str(kind) in KIND_HABITS:
         return f"there is no type '{kind}': write {KIND_HABITS[str(kind)]}"

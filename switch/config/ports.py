@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -34,6 +34,10 @@ from switch.config.fields import (
 from switch.config.machine import Machine
 from switch.datapath import PortSpec, VlanPolicy
 from switch.errors import ConfigError, Fault
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 class VlanSection(Section):
@@ -143,7 +147,7 @@ class PortSection(Section):
         owners = [kind for kind, section in PORT_KINDS.items() if key in section.model_fields]
         kind = next((kind for kind, section in PORT_KINDS.items() if section is cls), "")
         if owners and kind:
-            return f"'{key}' is not a key of type '{kind}': only {' and '.join(owners)} ports have it"
+            return f"'{key}' is not a key of type '{kind}': only {_listed(owners)} ports have it"
         return super().unknown_key(key)
 
 
@@ -296,8 +300,27 @@ class VdusePort(_VdpaBusPort):
     mac: Annotated[MacAddress | None, Field(description="address of the device; absent: its driver picks one")] = None
 
 
+class AfXdpPort(PortSection):
+    """Queues of a network interface, past the kernel's network stack: a physical NIC, or a veth."""
+
+    type: Literal["afxdp"] = Field(description="kind of port")
+    device: Annotated[Device, Field(description="name of the interface")]
+    queues: Annotated[
+        int,
+        number_in(1, 256),
+        Field(
+            description="receive queues of the interface to serve, from the first; frames of others stay with the host"
+        ),
+    ] = 1
+    checksum: Literal["auto", "fix", "trust"] = Field(
+        "auto",
+        description="TCP and UDP checksums that look unfinished: fix finishes them; trust passes frames as they are; "
+        "auto is fix where senders on the same machine reach the interface without a wire (veth, bridge, virtio_net)",
+    )
+
+
 PortModel = Annotated[
-    VhostUserPort | VirtioUserPort | TapPort | AfPacketPort | VerbsPort | VdpaPort | VdusePort,
+    VhostUserPort | VirtioUserPort | TapPort | AfPacketPort | VerbsPort | VdpaPort | VdusePort | AfXdpPort,
     Field(discriminator="type"),
 ]
 
@@ -309,8 +332,8 @@ PORT_KINDS: dict[str, type[PortSection]] = {
     "verbs": VerbsPort,
     "vdpa": VdpaPort,
     "vduse": VdusePort,
+    "afxdp": AfXdpPort,
 }
-PLANNED_KINDS: tuple[str, ...] = ("afxdp",)
 KIND_HABITS = {
     "dpdkvhostuser": "type: vhostuser with socket_owner: switch",
     "dpdkvhostuserclient": "type: vhostuser with socket_owner: peer",
@@ -318,6 +341,9 @@ KIND_HABITS = {
     "internal": "type: tap",
     "system": "type: afpacket",
     "veth": "type: afpacket",
+    "af_xdp": "type: afxdp",
+    "netdev_afxdp": "type: afxdp",
+    "xdp": "type: afxdp",
 }
 
 
@@ -367,6 +393,7 @@ _SAME_IN_SPEC = (
     "ring_size",
     "steering",
     "fanout",
+    "checksum",
 )
 
 

@@ -52,8 +52,8 @@ def test_a_request_names_the_keys_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("request_", "faults"),
     [
-        ({}, ["type: required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse", "name: this required key is missing"]),
-        ({"name": "x", "type": "afxdp"}, ["type: type 'afxdp' is not built: this build has vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse"]),
+        ({}, ["type: required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse, afxdp", "name: this required key is missing"]),
+        ({"name": "x", "type": "bond"}, ["type: there is no type 'bond': this build has vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse, afxdp"]),
         ({"name": "x", "type": "tap", "queue": 2}, ["queue: unknown key 'queue': did you mean 'queues'?"]),
         ({"name": "x", "type": "vhostuser", "socket": "a"}, ["socket: 'a' is a relative path: write an absolute one, starting with /"]),
         ({"name": "x", "type": "tap", "vlan": {"access": 5000}}, ["vlan.access: 5000 is not a VLAN: a number from 1 to 4094"]),
@@ -120,10 +120,13 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
             port["socket"] = f"/run/dir with space/{index}: x#{draw(names)}.sock"
         if kind == "vhostuser":
             optional |= {"socket_mode": st.sampled_from(["0600", "0007"]), "socket_group": st.sampled_from(["on", 5])}
-        optional["offloads"] = st.booleans()
+        if kind == "afxdp":
+            optional["checksum"] = st.sampled_from(["auto", "fix", "trust"])
+        else:
+            optional["offloads"] = st.booleans()
         if kind == "tap":
             optional["mac"] = macs
-        if kind == "afpacket":
+        if kind in ("afpacket", "afxdp"):
             port["device"] = f"e{index}.{draw(st.integers(1, 99))}"
         if kind == "vdpa":
             port["device"] = f"/dev/vhost-vdpa-{index}"

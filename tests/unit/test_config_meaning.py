@@ -149,8 +149,9 @@ ports:
   - {name: t, type: tap, isolated: true, flood: false, learning: false, mac: "52:54:00:12:34:56",
      vhost: true}
   - {name: up, type: afpacket, device: eth1, vlan: {access: 30}}
+  - {name: fast, type: afxdp, device: eth2, queues: 4, checksum: trust}
 """
-    vm1, vu, tap, up = parse(text).port_specs(MACHINE)
+    vm1, vu, tap, up, fast = parse(text).port_specs(MACHINE)
     assert (vm1.name, vm1.type, vm1.bridge, vm1.socket, vm1.socket_owner) == (
         "vm1",
         "vhostuser",
@@ -165,7 +166,8 @@ ports:
     assert (tap.vhost, vm1.vhost) == (True, False)
     assert (tap.device, tap.mac, tap.isolated, tap.flood, tap.learning) == ("", 0x525400123456, True, False, False)
     assert (tap.vlan.access, tap.vlan.trunk, tap.vlan.native) == (None, None, 0)
-    assert (up.device, up.vlan.access) == ("eth1", 30)
+    assert (up.device, up.vlan.access, up.checksum) == ("eth1", 30, "auto")
+    assert (fast.type, fast.device, fast.queues, fast.checksum) == ("afxdp", "eth2", 4, "trust")
 
 
 def test_static_flows() -> None:

@@ -99,14 +99,14 @@ ROWS = [
     ('version: 1\nbridges: [{name: a, mac_limit: 1, static: [{mac: "02:00:00:00:00:01", blackhole: true}, {mac: "02:00:00:00:00:02", blackhole: true}]}]', "bridges[0].mac_limit", "is 1, less than the 2 addresses"),
     # ports: what all have
     (port("type: tap"), "ports[0].name", "required key is missing"),
-    (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse"),
+    (port("name: t"), "ports[0].type", "required key 'type' is missing: one of vhostuser, virtiouser, tap, afpacket, verbs, vdpa, vduse, afxdp"),
     (port("name: t, type: vdpa"), "ports[0].device", "required key"),
     (port("name: t, type: vdpa, device: eth0"), "ports[0].device", "is no device file: write its path, such as /dev/vhost-vdpa-0"),
     (port("name: t, type: vdpa, device: /dev/vhost-vdpa-0, ring_size: 100"), "ports[0].ring_size", "must be a power of two, not 100: try 64"),
     (port("name: t, type: vduse, device: /dev/x"), "ports[0].device", "cannot name a device"),
     (port("name: t, type: vduse, device: control"), "ports[0].device", "not 'control'"),
     (port("name: t, type: vduse, device: d, queues: 2"), "ports[0].queues", "not a key of type 'vduse'"),
-    (port("name: t, type: afxdp"), "ports[0].type", "type 'afxdp' is not built: this build has vhostuser, virtiouser, tap"),
+    (port("name: t, type: af_xdp"), "ports[0].type", "write type: afxdp"),
     (port("name: t, type: vhost-user"), "ports[0].type", "did you mean 'vhostuser'?"),
     (port("name: t, type: dpdkvhostuserclient"), "ports[0].type", "write type: vhostuser with socket_owner: peer"),
     (port("name: t, type: 5"), "ports[0].type", "there is no type 5"),
@@ -159,8 +159,8 @@ ROWS = [
     (port(f"{VM}, queues: 0"), "ports[0].queues", "must be from 1 to 128, not 0"),
     (port(f"{VM}, queues: 129"), "ports[0].queues", "must be from 1 to 128, not 129"),
     (port(f"{VM}, queues: 1.5"), "ports[0].queues", "must be a whole number, not 1.5"),
-    (port(f"{VM}, device: eth0"), "ports[0].device", "only tap and afpacket and verbs and vdpa and vduse ports have it"),
-    (port(f"{VM}, ring_size: 256"), "ports[0].ring_size", "only virtiouser and vdpa and vduse ports have it"),
+    (port(f"{VM}, device: eth0"), "ports[0].device", "only tap, afpacket, verbs, vdpa, vduse and afxdp ports have it"),
+    (port(f"{VM}, ring_size: 256"), "ports[0].ring_size", "only virtiouser, vdpa and vduse ports have it"),
     (port(f"{VM}, socket_group: nosuch"), "ports[0].socket_group", "there is no group 'nosuch'"),
     (port(f'{VM}, socket_owner: peer, socket_mode: "0660"'), "ports[0].socket_mode", "has no effect with socket_owner: peer"),
     (port(f"{VM}, socket_owner: peer, socket_group: kvm"), "ports[0].socket_group", "has no effect with socket_owner: peer"),
@@ -182,6 +182,11 @@ ROWS = [
     (port("name: u, type: verbs, device: mlx5_0, queues: 129"), "ports[0].queues", "must be from 1 to 128"),
     (port("name: u, type: verbs, device: mlx5_0, steering: some"), "ports[0].steering", "must be all, leftovers, or a list"),
     (port('name: u, type: verbs, device: mlx5_0, steering: ["01:00:5e:00:00:01"]'), "ports[0].steering[0]", "is a multicast address"),
+    (port("name: u, type: afxdp"), "ports[0].device", "required key is missing"),
+    (port("name: u, type: afxdp, device: eth0, queues: 0"), "ports[0].queues", "must be from 1 to 256"),
+    (port("name: u, type: afxdp, device: eth0, checksum: off"), "ports[0].checksum", "must be auto, fix or trust"),
+    (port("name: u, type: afxdp, device: eth0, offloads: true"), "ports[0].offloads", "'offloads' is not a key of type 'afxdp'"),
+    (port(f"{VM}, checksum: fix"), "ports[0].checksum", "only afxdp ports have it"),
 ]  # fmt: skip
 
 TWO = "version: 1\nports:\n  - {{{}}}\n  - {{{}}}\n"
@@ -286,7 +291,8 @@ WHOLE = """\
              {"name": "b", "move_damping": {"moves": 3, "window": "5s", "hold": 9}}],
  "ports": [{"name": "vm", "type": "vhostuser", "bridge": "a", "socket": "/s", "vlan": {"trunk": [7, "8-9"], "native": 5}},
            {"name": "t", "type": "tap", "bridge": "b", "rx_affinity": {"0": 2}, "macs": ["02:00:00:00:00:02"]},
-           {"name": "up", "type": "afpacket", "bridge": "b", "device": "eth1", "vlan": {"access": 7}}]}"""
+           {"name": "up", "type": "afpacket", "bridge": "b", "device": "eth1", "vlan": {"access": 7}},
+           {"name": "fast", "type": "afxdp", "bridge": "b", "device": "eth2", "checksum": "fix"}]}"""
 ODD: list[Any] = [
     None,
     True,

@@ -214,6 +214,7 @@ def test_policy_changes_while_frames_flow(field: str, value: Any, text: str) -> 
         ("ring_size", 512, "replace port vm1: ring_size 256 -> 512"),
         ("steering", "leftovers", "replace port vm1: steering all -> leftovers"),
         ("fanout", "qm", "replace port vm1: fanout hash -> qm"),
+        ("checksum", "fix", "replace port vm1: checksum auto -> fix"),
     ],
 )
 def test_identity_changes_replace_the_port(field: str, value: Any, text: str) -> None:
