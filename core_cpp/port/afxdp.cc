@@ -5,6 +5,7 @@
 #include <net/if_arp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -15,6 +16,7 @@ namespace sw {
 namespace {
 
 constexpr uint64_t kTickMs = 250;
+constexpr uint32_t kMaxWaitTicks = 32;  // 8 s
 
 }  // namespace
 
@@ -59,15 +61,19 @@ Result<UniqueFd> AfXdpPort::make_promiscuous() const {
   return fd;
 }
 
-Result<AfXdpPort::Queue> AfXdpPort::make_queue(uint32_t number, const Attachment& attachment, bool zero_copy) const {
-  auto socket = XdpSocket::open(
-      {.index = link_.index,
-       .device = config_.device,
-       .queue = number,
-       .zero_copy = zero_copy,
-       .fragments = needs_fragments(),
-       .memory = {
-           .huge = config_.hugepages, .huge_page_bytes = config_.huge_page_bytes, .numa_node = config_.numa_node}});
+XdpSocketRequest AfXdpPort::socket_request(uint32_t number, bool patient) const {
+  return {.index = link_.index,
+          .device = config_.device,
+          .queue = number,
+          .fragments = needs_fragments(),
+          .patient = patient,
+          .memory = {
+              .huge = config_.hugepages, .huge_page_bytes = config_.huge_page_bytes, .numa_node = config_.numa_node}};
+}
+
+Result<AfXdpPort::Queue> AfXdpPort::make_queue(const XdpSocketRequest& request, const Attachment& attachment) const {
+  const uint32_t number = request.queue;
+  auto socket = XdpSocket::open(request);
   if (!socket) return socket.error();
   Queue queue;
   queue.socket = std::move(*socket);
@@ -79,14 +85,14 @@ Result<AfXdpPort::Queue> AfXdpPort::make_queue(uint32_t number, const Attachment
   return queue;
 }
 
-Result<void> AfXdpPort::attach() {
+Result<void> AfXdpPort::attach(bool patient) {
   auto made = std::make_unique<Attachment>();
   made->device = read_xdp_device(devices_, config_.device);
   if (auto counted = check_queue_count(made->device); !counted) return counted;
   made->fixes_checksums = config_.checksum == RxChecksum::kFix ||
                           (config_.checksum == RxChecksum::kAuto && has_local_senders(link_, made->device));
   // Rights are asked for one after the other, the most common lack first.
-  auto zero_copy = probe_zero_copy(link_.index, config_.device, 0, needs_fragments());
+  auto zero_copy = probe_zero_copy(socket_request(0, patient));
   if (!zero_copy) return zero_copy.error();
   auto program = XdpProgram::attach(link_.index, config_.device, made->device.rx_queues);
   if (!program) return program.error();
@@ -96,10 +102,19 @@ Result<void> AfXdpPort::attach() {
   if (!promiscuous) return promiscuous.error();
   made->promiscuous = std::move(*promiscuous);
   for (uint32_t number = 0; number < config_.queues; ++number) {
-    auto queue = make_queue(number, *made, *zero_copy && made->program.in_driver());
+    XdpSocketRequest request = socket_request(number, patient || *zero_copy);  // the probe had queue 0 a moment ago
+    request.zero_copy = *zero_copy && made->program.in_driver();
+    auto queue = make_queue(request, *made);
     if (!queue) return queue.error();
     if (auto served = made->program.serve(number, queue->socket->fd()); !served) return served;
     made->queues.push_back(std::move(*queue));
+  }
+  if (made->device.strips_vlan_tags && link_.kind.empty() && attached_ == 0) {
+    host_->event(*this, "warning",
+                 config_.device +
+                     " takes VLAN tags out of received frames, and AF_XDP does not show them: turn that off "
+                     "with: ethtool -K " +
+                     config_.device + " rxvlan off");
   }
   attachment_ = std::move(made);
   follow_link();
@@ -118,8 +133,9 @@ Result<void> AfXdpPort::open(PortHost& host) {
   if (!device) return device.error();
   link_ = *device;
   exists_ = true;
-  // Also if the interface is down, so that what is missing shows now and not when it comes up.
-  if (auto attached = attach(); !attached) return attached;
+  // Also if the interface is down, so that what is missing shows now and not when it comes up; some drivers cannot then.
+  const auto attached = attach(true);
+  if (!attached && (link_.up || attached.error().code != ENETDOWN)) return attached;
   if (!link_.up) attachment_.reset();
   ticker_.start(host.loop(), kTickMs, [this] { tick(); });
   return {};
@@ -159,6 +175,7 @@ void AfXdpPort::tick() {
     if (attachment_) detach("device_gone");
     return;
   }
+  if (device->index != link_.index || device->up != link_.up || device->mtu != link_.mtu) wait_ticks_ = ticks_left_ = 0;
   // Deleted and made again since the last look: the old sockets are bound to nothing.
   if (device->index != link_.index && attachment_) detach("device_gone");
   exists_ = true;
@@ -174,14 +191,22 @@ void AfXdpPort::tick() {
   }
   if (attachment_) {
     collect_drops();
-    return;
+  } else if (ticks_left_ > 0) {
+    --ticks_left_;
+  } else {
+    attach_again();
   }
+}
+
+void AfXdpPort::attach_again() {
   const std::string before = problem_;
-  if (auto attached = attach(); !attached) {
+  if (auto attached = attach(false); !attached) {
     problem_ = attached.error().message();
+    wait_ticks_ = ticks_left_ = std::min(2 * wait_ticks_ + 1, kMaxWaitTicks);
     if (problem_ != before) host_->event(*this, "error", problem_);
     return;
   }
+  wait_ticks_ = 0;
   {
     const PortPause publish(*host_, *this);
   }

@@ -46,13 +46,15 @@ class AfXdpPort : public Port {
   };
 
   [[nodiscard]] Result<NetDevice> find_device() const;
-  Result<void> attach();
+  Result<void> attach(bool patient);
   [[nodiscard]] Result<UniqueFd> make_promiscuous() const;
-  [[nodiscard]] Result<Queue> make_queue(uint32_t number, const Attachment& attachment, bool zero_copy) const;
+  [[nodiscard]] XdpSocketRequest socket_request(uint32_t number, bool patient) const;
+  [[nodiscard]] Result<Queue> make_queue(const XdpSocketRequest& request, const Attachment& attachment) const;
   [[nodiscard]] Result<void> check_queue_count(const XdpDevice& device) const;
   [[nodiscard]] Error too_large() const;
   [[nodiscard]] bool needs_fragments() const;
   void tick();
+  void attach_again();
   void follow_link();
   void detach(const std::string& why);
   void collect_drops();
@@ -71,6 +73,9 @@ class AfXdpPort : public Port {
   uint64_t kernel_dropped_ = 0;
   uint64_t invalid_descriptors_ = 0;
   std::string problem_;  // why it could not be attached again
+  // Attaching may reset the queues of a NIC, so a port that cannot be attached tries ever more seldom.
+  uint32_t wait_ticks_ = 0;
+  uint32_t ticks_left_ = 0;
 };
 
 }  // namespace sw

@@ -17,7 +17,7 @@ namespace {
 constexpr uint32_t kProbeEntries = 8;
 constexpr int kSendBufferBytes = 16 << 20;
 // A queue is free again only some milliseconds after its last socket was closed, when the kernel's clean-up ran. Only a
-// queue that somebody else really has costs the whole time.
+// queue that somebody else really has costs the whole time: once, when a person adds a port.
 constexpr int kBusyTries = 40;
 constexpr timespec kBusyPause{0, 5'000'000};
 
@@ -67,11 +67,11 @@ int bind_once(int fd, int index, uint32_t queue, uint16_t flags, int shared) {
 }
 
 // 0 or an errno.
-int bind_patiently(int fd, int index, uint32_t queue, uint16_t flags, int shared = 0) {
-  int error = bind_once(fd, index, queue, flags, shared);
-  for (int tries = 1; error == EBUSY && tries < kBusyTries; ++tries) {
+int bind_socket(int fd, const XdpSocketRequest& request, uint16_t flags, int shared = 0) {
+  int error = bind_once(fd, request.index, request.queue, flags, shared);
+  for (int tries = 1; request.patient && error == EBUSY && tries < kBusyTries; ++tries) {
     ::nanosleep(&kBusyPause, nullptr);
-    error = bind_once(fd, index, queue, flags, shared);
+    error = bind_once(fd, request.index, request.queue, flags, shared);
   }
   return error;
 }
@@ -158,7 +158,7 @@ Result<void> XdpSocket::make_rings() {
 Result<void> XdpSocket::join_umem(const XdpSocketRequest& request) {
   if (auto created = create(request.device); !created) return created;
   if (auto rings = make_rings(); !rings) return rings;
-  const int error = bind_patiently(fd(), request.index, request.queue, XDP_SHARED_UMEM, slice_.bound_socket());
+  const int error = bind_socket(fd(), request, XDP_SHARED_UMEM, slice_.bound_socket());
   if (error == EBUSY) return bind_error(error, request.device, request.queue);
   if (error != 0) return Error{error, "share AF_XDP memory with " + request.device};
   slice_.bound(fd(), slice_.umem().mode);
@@ -174,7 +174,7 @@ Result<void> XdpSocket::bind_first(const XdpSocketRequest& request) {
       request.zero_copy ? std::span<const uint16_t>(kZeroCopyFlags) : std::span<const uint16_t>(kCopyFlags);
   int error = 0;
   for (const uint16_t flags : ladder) {
-    error = bind_patiently(fd(), request.index, request.queue, flags);
+    error = bind_socket(fd(), request, flags);
     if (error == 0) {
       slice_.bound(fd(), mode_of(flags));
       return {};
@@ -213,22 +213,22 @@ Result<XdpKernelCounts> XdpSocket::kernel_counts() const {
                          .invalid_descriptors = raw.rx_invalid_descs + raw.tx_invalid_descs};
 }
 
-Result<bool> probe_zero_copy(int index, const std::string& device, uint32_t queue, bool fragments) {
-  auto fd = new_socket(device);
+Result<bool> probe_zero_copy(const XdpSocketRequest& request) {
+  auto fd = new_socket(request.device);
   if (!fd) return fd.error();
   constexpr size_t kBytes = size_t{2} * kProbeEntries * kXdpChunkBytes;
   void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return Error{errno, "allocate memory to try zero-copy on " + device};
+  if (memory == MAP_FAILED) return Error{errno, "allocate memory to try zero-copy on " + request.device};
   const Mapping keep(memory, kBytes);
   if (auto registered = register_memory(fd->get(), memory, kBytes); !registered) return registered.error();
   for (const int option : {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING}) {
     if (!set_option(fd->get(), option, kProbeEntries)) return Error{errno, "make a ring of an AF_XDP socket"};
   }
   for (const uint16_t flags : kZeroCopyFlags) {
-    if (fragments && (flags & kXdpUseSg) == 0) continue;
-    const int error = bind_patiently(fd->get(), index, queue, flags);
+    if (request.fragments && (flags & kXdpUseSg) == 0) continue;
+    const int error = bind_socket(fd->get(), request, flags);
     if (error == 0) return true;
-    if (error == EBUSY || error == ENODEV || error == ENETDOWN) return bind_error(error, device, queue);
+    if (error == EBUSY || error == ENODEV || error == ENETDOWN) return bind_error(error, request.device, request.queue);
   }
   return false;
 }

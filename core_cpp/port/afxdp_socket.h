@@ -27,6 +27,7 @@ struct XdpSocketRequest {
   uint32_t queue = 0;
   bool zero_copy = false;  // from probe_zero_copy
   bool fragments = false;  // wanted: a frame does not fit one chunk
+  bool patient = false;    // wait a little for a queue whose last socket was closed a moment ago
   XdpMemoryOptions memory;
 };
 
@@ -64,6 +65,6 @@ class XdpSocket {
 
 // Can the driver send and receive from our memory without a copy on this queue? `fragments`: it must, in several chunks.
 // Errors are those that copying would have as well: no right, queue taken.
-Result<bool> probe_zero_copy(int index, const std::string& device, uint32_t queue, bool fragments);
+Result<bool> probe_zero_copy(const XdpSocketRequest& request);
 
 }  // namespace sw
