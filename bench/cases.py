@@ -17,6 +17,8 @@ class CaseError(ValueError):
     """The name means nothing; the message says which part."""
 
 
+BUFFER_BYTES = 2048  # of a guest's receive buffer; without mergeable buffers one holds the largest frame
+
 KINDS = {
     "rate": "frames a second, both ways, as many as go",
     "latency": "at fixed rates, at shares of the switch's own rate, with one frame per guest under way",
@@ -40,8 +42,16 @@ class Case:
     ring: int = 256
     touch: str = "whole"  # what guests do with the bytes: traffic.h, TrafficTouch
     gso: int = 0  # bytes of a segment: frames are TCP for the other side to cut
-    window: int = 0  # most frames of a guest under way, 0: what the rings take
     kind: str = "rate"  # what is measured: one of KINDS
+
+    @property
+    def window(self) -> int:
+        """Most frames of a guest under way; 0: what the rings take.
+
+        A ring of 256 holds 8 frames of 64 KB. As TCP would, guests keep to what the receiver has room for.
+        """
+        buffers = -(-self.size // BUFFER_BYTES) if self.mergeable else 1
+        return 0 if buffers == 1 else max(1, self.ring // buffers * 3 // 4)
 
     @property
     def all_ports(self) -> int:
@@ -62,8 +72,7 @@ def parse_case(name: str) -> Case:
         raise CaseError(f"'{name}': frames have 60 to 65535 bytes")
     case = Case(name, size=size, packed=parts[1] == "packed")
     if parts[0] == "tso":
-        # 32 buffers a frame: a ring of 256 holds 8. As TCP would, guests keep to what the receiver has room for.
-        case = replace(case, gso=1448, window=6)
+        case = replace(case, gso=1448)
     for word in parts[2:]:
         case = _with_word(case, word)
     return case

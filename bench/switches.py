@@ -147,7 +147,7 @@ class Ours(Switch):
             "switch": {"workers": [{"cpu": SWITCH_CPU}], "state_dir": str(self.folder)},
             "control": {"socket": str(self.folder / "control.sock")},
             "metrics": {"listen": "off"},
-            "bridges": [{"name": "br0", "mac_limit": max(65536, 2 * needs.macs)}],
+            "bridges": [{"name": "br0", "mac_limit": min(1 << 20, max(65536, 2 * needs.macs))}],
             "ports": [
                 {"name": f"p{i}", "type": "vhostuser", "socket": str(self.path(i)), "socket_owner": "switch"}
                 for i in range(needs.ports)

@@ -30,7 +30,9 @@ BOUNDS = [0, 1, 2, 4, 8, 16]
         ("64-split-512kpairs", {"pairs": 524288}),
         ("64-split-16ports-32idle", {"ports": 16, "idle": 32}),
         ("64-packed-never-latency", {"touch": "never", "kind": "latency"}),
-        ("tso-split", {"size": 65226, "gso": 1448}),
+        ("tso-split", {"size": 65226, "gso": 1448, "window": 6}),
+        ("9000-split", {"size": 9000, "window": 38}),
+        ("9000-split-nomrg", {"size": 9000, "window": 0}),
     ],
 )
 def test_a_case_is_what_its_name_says(name: str, expected: dict[str, Any]) -> None:
