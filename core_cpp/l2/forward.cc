@@ -19,7 +19,7 @@ namespace sw {
 
 namespace {
 
-constexpr uint32_t kSetBits = 11;
+constexpr uint32_t kSetBits = 12;
 constexpr uint32_t kWays = 2;
 constexpr PortId kAsk = 0xfffe;      // unicast: ask the table
 constexpr PortId kToAll = 0xfffd;    // broadcast or multicast
@@ -42,7 +42,7 @@ constexpr uint64_t cache_tag(uint32_t generation, PortId source, uint16_t low) {
          low;  // + 1: no tag is 0, the value of an empty entry
 }
 
-// A worker's memory of what the table said. 64 KB.
+// A worker's memory of what the table said: 8192 addresses in 128 KB, which a second-level cache holds beside the rings.
 class Cache {
  public:
   struct Entry {

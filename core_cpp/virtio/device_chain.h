@@ -6,6 +6,7 @@
 // whether it is empty or not, so a chain is bounded in steps and in pieces, whatever it says.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -30,6 +31,7 @@ struct Head {
   uint16_t next;  // split: next descriptor
   uint16_t id;    // what the used element names: split head index, packed buffer id (valid here if it is the only one)
 };
+static_assert(offsetof(Head, flags) == offsetof(Head, len) + 4 && offsetof(Head, next) == offsetof(Head, len) + 6);
 
 // A head with none of these set holds a whole readable buffer; with WRITE alone a whole writable one.
 inline constexpr uint16_t kFlagsOfInterest = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT;

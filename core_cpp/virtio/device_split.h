@@ -74,7 +74,9 @@ class SplitRing {
         return i;
       }
       const RawDescriptor raw = load_descriptor(descriptors + size_t{id} * sizeof(VringDesc));
-      out[i] = {raw.low, low32(raw.high), bits32(raw.high), bits48(raw.high), id};
+      out[i].addr = raw.low;
+      store_unaligned(&out[i].len, raw.high);  // len, flags, next: in a Head as in the ring
+      out[i].id = id;
     }
     return count;
   }
