@@ -22,7 +22,7 @@ bool same_identity(const PortConfig& a, const PortConfig& b) {
          a.socket_mode == b.socket_mode && a.socket_gid == b.socket_gid && a.queues == b.queues &&
          a.device == b.device && a.vhost == b.vhost && a.mac == b.mac && a.packed == b.packed &&
          a.offloads == b.offloads && a.mergeable == b.mergeable && a.in_order == b.in_order &&
-         a.ring_size == b.ring_size && a.checksum == b.checksum;
+         a.ring_size == b.ring_size && a.checksum == b.checksum && a.fanout == b.fanout;
 }
 
 bool is_default(const VlanPolicy& vlan) { return !vlan.access && vlan.untagged == 0 && vlan.trunk.all(); }
