@@ -186,8 +186,8 @@ TEST_CASE("datapath: busy queues that share a worker are spread, and no frame is
   for (size_t i = 0; i < names.size(); ++i) {
     TrafficOptions guest;
     guest.guest.socket = rig.socket(names[i]);
-    guest.macs = {kA + i};
-    guest.peers = {kA + (i + 2) % names.size()};
+    guest.mac = kA + i;
+    guest.peer = kA + (i + 2) % names.size();
     guest.send = i < 2;
     load.push_back(guest);
     // Nobody floods: a receiver hears one sender, so that its order can be judged.
