@@ -133,7 +133,8 @@ class OursHere(Ours):
         configuration["ports"] = [{"name": f"p{i}", "type": kind, "device": f"s{i}"} for i in range(2)]
         file = self.folder / "switch.yaml"
         file.write_text(yaml.safe_dump(configuration))
-        command = [*self.hosts.prefix("switch"), self.python, "-P", "-m", "switch.daemon", "--config", file, "--fresh"]
+        command: list[str | Path] = [*self.hosts.prefix("switch"), self.python, "-P", "-m", "switch.daemon"]
+        command += ["--config", file, "--fresh"]
         child = Child(command, self.folder / "switchd.log", {SWITCH_CPU})
         self.children.append(child)
         wait_until("switchd", self._answers, 20, child)
@@ -266,7 +267,7 @@ def run_all(names: list[str], rounds: int, seconds: int, tsc_hz: int) -> dict[st
 def merge(file: Path, facts: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     """Rounds of the same contender and version add up over runs."""
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    all_of_them = known.get("contenders", {})
+    all_of_them: dict[str, Any] = known.get("contenders", {})
     for name, result in results.items():
         before = all_of_them.get(name, {})
         if "rounds" in result and before.get("version") == result["version"]:
