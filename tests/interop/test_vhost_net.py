@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 TEST_PORT = needs.ROOT / "build/asan/test_port"
 SCRIPT = """
-{test_port} --no-colors --test-case='vhost-net:*' >{folder}/test_port.log 2>&1
+setarch -R {test_port} --no-colors --test-case='vhost-net:*' >{folder}/test_port.log 2>&1
 echo $? >{folder}/test_port.status
 python -m tests.interop.inside.vhost_net {folder}
 """
