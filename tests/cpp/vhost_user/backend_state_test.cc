@@ -43,7 +43,8 @@ TEST_CASE("offered_features: configuration takes away its parts and nothing else
   CHECK((all ^ offered_features({.in_order = false, .mtu = true})) == feature_mask(VIRTIO_F_IN_ORDER));
   CHECK((all ^ offered_features({})) == feature_mask(VIRTIO_NET_F_MTU));
   const uint64_t offloads = all ^ offered_features({.offloads = false, .mtu = true});
-  CHECK(feature_names(offloads) == "csum,guest_csum,guest_tso4,guest_tso6,guest_ecn,host_tso4,host_tso6,host_ecn");
+  CHECK(feature_names(offloads) ==
+        "csum,guest_csum,guest_tso4,guest_tso6,guest_ecn,host_tso4,host_tso6,host_ecn,guest_uso4,guest_uso6,host_uso");
 }
 
 TEST_CASE("Backend: the queue count passes as rings and as pairs, and never exceeds 128") {
