@@ -272,7 +272,7 @@ def test_flows_are_spread_over_queues(folder: Path, rss: int) -> None:
 
 
 def test_steering_by_address_leaves_the_rest_to_the_kernel(folder: Path) -> None:
-    with make_lab(folder, {"steering": f"{GUEST},02:00:00:00:0e:02"}) as lab:
+    with make_lab(folder, {"steering": [GUEST, "02:00:00:00:0e:02"]}) as lab:
         lab.switch.wait_up("up")
         lab.near.address("up0", "10.9.2.1")
         lab.far.ip("address", "add", "10.9.2.2/24", "dev", "far0")
