@@ -147,7 +147,7 @@ def cycles(switch: Switchd, api: Api, nets: dict[str, Netns], folder: Path) -> N
         wait_until("the traffic goes on", lambda: switch.metrics().received("vh") > seen + 100, 30)
         traffic.check()
         traffic.stop()
-    wait_until("the daemon's descriptors are as before", lambda: len(list(fds.iterdir())) == before, 10)
+    wait_until("the daemon's descriptors are as before", lambda: len(list(fds.iterdir())) <= before, 10)
     assert not Path("/sys/class/net/t-guest").exists()
     say(f"{CYCLES} ports came and went under traffic")
 
