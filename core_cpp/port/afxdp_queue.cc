@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kChunkMask = ~uint64_t{kXdpChunkBytes - 1};
 // Each call either sends, loses one frame or says "later": this many are more than a burst can need.
 constexpr uint32_t kMaxKicks = 4 * kMaxBatch;
+constexpr uint32_t kOldSendBudget = 32;
 
 // The kernel or the device has no room for the moment.
 bool is_for_now(int error) { return error == EAGAIN || error == EBUSY || error == ENOBUFS || error == ENOMEM; }
@@ -163,6 +164,8 @@ XdpTx::Kicked XdpTx::kick() {
     if (!socket_.tx.needs_wakeup()) return result;
   }
   uint32_t left = socket_.tx.outstanding();
+  // Kernels before 6.17 send 32 descriptors a call, and older ones do not show in the ring at once that they did.
+  const uint32_t calls_for_all = left / kOldSendBudget + 1;
   for (uint32_t tries = 0; tries < kMaxKicks; ++tries) {
     const int error = xdp_wake_sender(socket_);
     wakeups_.add(1);
@@ -175,7 +178,7 @@ XdpTx::Kicked XdpTx::kick() {
     if (error == EBUSY && !socket_.mode().zero_copy) {
       ++result.lost;  // this one is gone; the kernel goes on behind it
     } else if (is_for_now(error)) {
-      if (left == before) break;
+      if (left == before && tries >= calls_for_all) break;
     } else if (error != EINTR) {
       result.refused = true;
       return result;

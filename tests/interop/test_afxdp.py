@@ -185,6 +185,7 @@ def kept(process: Process) -> dict[str, int]:
     }
 
 
+@pytest.mark.timeout(900)
 def test_ports_come_and_go_under_traffic_and_leave_nothing(lab: Lab) -> None:
     rounds = int(os.environ.get("SWITCH_CHURN", "40"))
     assert lab.switch.process is not None
