@@ -10,7 +10,7 @@
 //
 // Send: one sendmmsg per burst of up to 64 frames, each with its virtio-net header; the kernel copies the frame in that
 // call. A transmit ring would need the same system call, a copy by us, and slots of 64 KB; over a veth, where the kernel
-// must copy once more, it was measured as fast with 64 bytes and a tenth to a third slower with 1514. Frames go through the
+// must copy once more, it was no faster with 64 bytes and mostly slower with 1514 (noisy). Frames go through the
 // interface's queueing discipline: PACKET_QDISC_BYPASS would save little on an interface without one, would hide our
 // frames from tc and tcpdump, and makes the kernel drop every GSO frame that the hardware cannot cut.
 #pragma once
