@@ -31,8 +31,10 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do insmod /modules/$module.ko; done
 ip link set lo up
 stty -F /dev/ttyS1 raw -echo
-# Through cat, or the shell would take the line for a person and echo and prompt.
-while true; do setsid sh </dev/ttyS1 2>&1 | cat >/dev/ttyS1; done
+# A command a line, in base64: of a line sent while the machine boots half may be lost, and that must not leave a quote
+# or a brace open for those that follow. Through cat, or the shell would take the line for a person and echo and prompt.
+each='while read -r line; do eval "$(echo "$line" | base64 -d)"; done'
+while true; do setsid sh -c "$each" </dev/ttyS1 2>&1 | cat >/dev/ttyS1; done
 """
 
 

@@ -101,6 +101,13 @@ def moved_bytes(client: Guest, server: Guest, address: str, seconds: int = 2, *,
     return int(text.split(":")[1].strip(" ,"))
 
 
+def test_half_a_command_spoils_no_other(lab: Lab) -> None:
+    """Of the lab itself: a booting guest may hear the middle of the first command that it is sent."""
+    lab.guests["vm3"].send("{ echo '")
+    lab.guests["vm3"].wait_booted(20.0)
+    assert lab.guests["vm3"].run("echo whole") == "whole"
+
+
 def test_guests_learn_and_ping(lab: Lab) -> None:
     assert "0% packet loss" in lab.guests["vm1"].run(f"ping -c 20 -i 0.1 {ADDRESS['vm2']}", 20.0)
     macs = lab.switch.fdb_macs()
