@@ -49,9 +49,14 @@ def _port_data(port: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def to_yaml(data: Any) -> str:
+    """YAML of plain data that every reader understands alike: a MAC address in it is a text, for instance."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120)
+
+
 def dump_config(config: Config) -> str:
     """YAML for this configuration. Paths are absolute, defaults are left out."""
-    return yaml.dump(as_data(config), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120)
+    return to_yaml(as_data(config))
 
 
 def config_hash(config: Config) -> str:

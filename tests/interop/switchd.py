@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from switch.config.dump import to_yaml
 from tests.interop import needs
 from tests.interop.process import Process, wait_until
 
@@ -147,8 +146,7 @@ class Switchd:
         self.stop()
 
     def write(self) -> None:
-        text = yaml.safe_dump(self.config, sort_keys=False)
-        self.file.write_text(re.sub(r"'?\b((?:[0-9a-f]{2}:){5}[0-9a-f]{2})\b'?", r'"\1"', text))  # MACs need quotes
+        self.file.write_text(to_yaml(self.config))
 
     def start(self, wait: bool = True) -> Process:
         self.write()

@@ -24,6 +24,7 @@ from switch.config import (
     port_from_spec,
     values,
 )
+from switch.config.dump import to_yaml
 from switch.config.loader import read_yaml
 from switch.config.models import PORT_KINDS, port_spec
 from switch.errors import ConfigError
@@ -240,3 +241,12 @@ def test_unknown_names_of_the_package() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = switch.config.nonsense
     assert "load_config" in dir(switch.config)
+
+
+@pytest.mark.parametrize(
+    "text", ["02:00:00:00:00:01,02:00:00:00:00:02", "yes", "0660", "12:34:56", "1e3", "~", "", "a: b", "- x", "é"]
+)
+def test_a_text_stays_a_text_for_every_reader(text: str) -> None:
+    data = {"steering": [text, {"key": text}], text or "key": 1}
+    assert yaml.safe_load(to_yaml(data)) == data
+    assert read_yaml(to_yaml(data), "dump").data == data
