@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from tests.interop import needs
@@ -35,11 +36,16 @@ def build() -> Path:
     return library
 
 
+@cache
+def why_not(python: str) -> str:
+    """Why that Python cannot import pyverbs; empty: it can."""
+    done = subprocess.run([python, "-c", "import pyverbs.device"], capture_output=True, text=True, check=False)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
 def need_pyverbs(python: str) -> None:
     """That Python must have pyverbs."""
-    done = subprocess.run([python, "-c", "import pyverbs.device"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1]
+    if why := why_not(python):
         needs.lacking(f"pyverbs cannot be imported ({why})", "apt-get install python3-pyverbs, then make test")
 
 
@@ -56,7 +62,7 @@ class Standin:
         return ["env", f"LD_PRELOAD={self.library}", f"VERBS_STANDIN={self.folder}"]
 
     def set(self, device: str, interface: str, **settings: int) -> None:
-        """Make a device, or change it. settings: active, rss, csum, max_qp_wr."""
+        """Make a device, or change it. settings: active, rss, csum, raw, ethernet, max_qp_wr."""
         words = [f"interface={interface}", *(f"{key}={value}" for key, value in settings.items())]
         fresh = self.folder / f"{device}.new"
         fresh.write_text(" ".join(words) + "\n")

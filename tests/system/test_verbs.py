@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
-import json
 import random
 import socket
 import struct
@@ -310,47 +308,3 @@ def test_without_any_rdma_device_the_port_says_so(folder: Path) -> None:
         status, _, errors = switch.ctl_status("add-port", "verbs", "up", "--device", "mlx5_0")
         assert status == 1
         assert "there is no RDMA device mlx5_0; this machine has none" in errors or "there are:" in errors
-
-
-def test_hundreds_of_cycles_leak_nothing(folder: Path) -> None:
-    with make_lab(folder, {"queues": 2}) as lab:
-        lab.switch.wait_up("up")
-        lab.standin.set("mlx5_1", "up0")
-        assert lab.switch.process is not None
-        pid = lab.switch.process.pid
-        request = {"name": "more", "type": "verbs", "device": "mlx5_1"}
-
-        def held() -> tuple[int, int, int]:
-            maps = Path(f"/proc/{pid}/maps").read_text()
-            return len(list(Path(f"/proc/{pid}/fd").iterdir())), maps.count("switch-more"), len(maps.splitlines())
-
-        ask = Asker(lab.switch.control)
-        for _ in range(10):
-            ask("POST", "/v1/ports", request)
-            ask("DELETE", "/v1/ports/more")
-        descriptors, _, mappings = held()
-        for _ in range(200):
-            ask("POST", "/v1/ports", request)
-            ask("DELETE", "/v1/ports/more")
-        # The last connection closes a moment after its answer.
-        wait_until("as many descriptors as before", lambda: held()[0] <= descriptors, 10.0)
-        _, regions, mappings_after = held()
-        assert regions == 0
-        assert mappings_after <= mappings + 10  # the allocator's own come and go
-        lab.near.wait_ping(FAR)
-
-
-class Asker:
-    """HTTP over the control socket, without a process per request."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __call__(self, method: str, path: str, body: Any = None) -> None:
-        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=30)) as connection:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(str(self._path))
-            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            assert answer.status < 300, text
