@@ -128,7 +128,7 @@ class Datapath final : public PortHost {
   Result<std::vector<std::string>> explain(const std::string& port, std::span<const uint8_t> frame);
 
   // Ports whose device the control plane opens: see port/nic.h for the order.
-  Result<NicMemory> nic_reserve(const std::string& port, uint32_t frame_bytes);
+  Result<NicMemory> nic_reserve(const std::string& port, uint32_t mtu);
   Result<int> nic_attach(const std::string& port, const NicHandles& handles);
   Result<void> nic_detach(const std::string& port, const std::string& why);
   Result<void> nic_link(const std::string& port, bool up, const std::string& why);

@@ -16,11 +16,11 @@ Result<NicSeat*> Datapath::nic_seat(const std::string& name) {
   return seat;
 }
 
-Result<NicMemory> Datapath::nic_reserve(const std::string& name, uint32_t frame_bytes) {
+Result<NicMemory> Datapath::nic_reserve(const std::string& name, uint32_t mtu) {
   const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
-  return (*seat)->reserve(frame_bytes);
+  return (*seat)->reserve(mtu);
 }
 
 Result<int> Datapath::nic_attach(const std::string& name, const NicHandles& handles) {

@@ -263,7 +263,7 @@ class Datapath(Protocol):
 
     # Ports whose device the control plane opens (switch.nic). Up: reserve, make queues, attach, let traffic in, link.
     # Down: detach, destroy the queues; only then reserve again or del_port.
-    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory: ...
+    def nic_reserve(self, port: str, mtu: int) -> NicMemory: ...
     def nic_attach(self, port: str, handles: NicHandles) -> int:
         """Returns the descriptor of the device's events."""
 

@@ -145,8 +145,8 @@ class NativeDatapath:
     def explain(self, port: str, frame: bytes) -> list[str]:
         return list(_port_call(port, lambda: self._core.explain(port, frame)))
 
-    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory:
-        return NicMemory(**_port_call(port, lambda: self._core.nic_reserve(port, frame_bytes)))
+    def nic_reserve(self, port: str, mtu: int) -> NicMemory:
+        return NicMemory(**_port_call(port, lambda: self._core.nic_reserve(port, mtu)))
 
     def nic_attach(self, port: str, handles: NicHandles) -> int:
         queues = {way: [astuple(queue) for queue in getattr(handles, way)] for way in ("rx", "tx")}

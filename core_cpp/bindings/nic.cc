@@ -49,8 +49,8 @@ py::dict to_python(const NicMemory& memory) {
 void bind_nic(py::class_<Datapath>& datapath) {
   datapath
       .def("nic_reserve",
-           [](Datapath& self, const std::string& port, uint32_t frame_bytes) {
-             return to_python(without_gil([&] { return self.nic_reserve(port, frame_bytes); }));
+           [](Datapath& self, const std::string& port, uint32_t mtu) {
+             return to_python(without_gil([&] { return self.nic_reserve(port, mtu); }));
            })
       .def("nic_attach",
            [](Datapath& self, const std::string& port, const py::dict& dict) {

@@ -124,9 +124,7 @@ XdpTx::XdpTx(XdpSocket& socket, const XdpLink& link, QueueCounters& counters)
 
 bool XdpTx::is_too_long(const Frame& frame) const {
   if (frame.len > kXdpChunkBytes && !socket_.mode().fragments) return true;
-  const uint32_t longest = load_relaxed(link_.mtu) + kEthHeaderBytes;
-  if (frame.len <= longest) return false;
-  return frame.len > longest + kVlanTagBytes || load_be16(frame.data() + 2 * kMacBytes) != kEtherTypeVlan;
+  return exceeds_mtu(frame, load_relaxed(link_.mtu));
 }
 
 void XdpTx::reap() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tap and AF_PACKET queues share: frames with a virtio-net header to and from the kernel, and the kernel's count
-// of frames it could not give us.
+// What queues of kernel interfaces and of NICs share: frames with a virtio-net header to and from the kernel, frames and
+// an MTU, and the kernel's count of frames it could not give us.
 #pragma once
 
 #include <sys/uio.h>
@@ -25,6 +25,17 @@ inline void finish_received(Frame& frame, const VnetHeader& vnet) {
   frame.tagged = false;
   frame.vnet = vnet;
   frame.offload = (vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE;
+}
+
+inline uint16_t ethertype(const Frame& frame) { return load_be16(frame.data() + 2 * kMacBytes); }
+
+// More L3 bytes than `mtu`? One VLAN tag does not count, as on a switch.
+inline bool exceeds_mtu(const Frame& frame, uint32_t mtu) {
+  const uint32_t longest = mtu + kEthHeaderBytes;
+  if (frame.len <= longest) [[likely]]
+    return false;
+  const uint16_t type = ethertype(frame);
+  return frame.len > longest + kVlanTagBytes || (type != kEtherTypeVlan && type != kEtherTypeServiceTag);
 }
 
 // The header for the kernel. hdr_len is a hint that a guest may have filled with anything; the kernel refuses one

@@ -50,8 +50,9 @@ struct NicHandles {
 class NicSeat {
  public:
   virtual ~NicSeat() = default;
-  // Memory for frames up to `frame_bytes`. Nothing may be attached, and what was registered before is gone.
-  virtual Result<NicMemory> reserve(uint32_t frame_bytes) = 0;
+  // Memory for frames of `mtu` bytes of L3, which are the longest that will be sent. Nothing may be attached, and what
+  // was registered before is gone.
+  virtual Result<NicMemory> reserve(uint32_t mtu) = 0;
   // The descriptor on which the device reports events.
   virtual Result<int> attach(const NicHandles& handles) = 0;
   // Also while nothing is attached: `why` is what the port's status shows.

@@ -160,7 +160,7 @@ bool PacketTx::pieces_fit(const Frame& frame) const {
   const bool udp = vnet.gso_type == VIRTIO_NET_HDR_GSO_UDP_L4;
   if (!udp && transport + 13U > frame.head_len) return true;  // not where TCP headers are: the kernel judges it
   const uint32_t headers = transport + (udp ? 8U : uint32_t{frame.data()[transport + 12U]} / 16 * 4);
-  const uint16_t type = load_be16(frame.data() + 2 * kMacBytes);
+  const uint16_t type = ethertype(frame);
   const bool tag = type == kEtherTypeVlan || type == kEtherTypeServiceTag;
   return headers + vnet.gso_size <= load_relaxed(mtu_) + kEthHeaderBytes + (tag ? kVlanTagBytes : 0);
 }

@@ -24,6 +24,9 @@ constexpr uint32_t kRxSlots = 1024;
 constexpr uint32_t kTxSlots = 1024;
 constexpr uint32_t kMaxSlotBytes = 65536;
 constexpr uint32_t kSlotAlign = 64;
+constexpr uint32_t kLinkBytes = kEthHeaderBytes + 2 * kVlanTagBytes;
+constexpr uint32_t kMaxMtu = kMaxSlotBytes - kLinkBytes;
+constexpr uint32_t kMinMtu = 68;  // of IPv4 (RFC 791)
 
 class VerbsPort : public Port, public NicSeat {
  public:
@@ -36,7 +39,7 @@ class VerbsPort : public Port, public NicSeat {
   [[nodiscard]] PortStatus status() const override;
   NicSeat* nic_seat() override { return this; }
 
-  Result<NicMemory> reserve(uint32_t frame_bytes) override;
+  Result<NicMemory> reserve(uint32_t mtu) override;
   Result<int> attach(const NicHandles& handles) override;
   void detach(const std::string& why) override;
   void set_link(bool up, const std::string& why) override;
@@ -53,6 +56,7 @@ class VerbsPort : public Port, public NicSeat {
   PortHost* host_ = nullptr;
   std::optional<HugeRegion> memory_;
   uint32_t slot_bytes_ = 0;
+  uint32_t mtu_ = 0;  // of the device
   std::vector<std::unique_ptr<VerbsRx>> rx_;
   std::vector<std::unique_ptr<VerbsTx>> tx_;
   NicHandles handles_;  // of the attached device
@@ -99,22 +103,26 @@ VerbsSlots VerbsPort::slots(uint32_t queue, bool transmit, uint32_t lkey) const 
           .lkey = lkey};
 }
 
-Result<NicMemory> VerbsPort::reserve(uint32_t frame_bytes) {
+Result<NicMemory> VerbsPort::reserve(uint32_t mtu) {
   if (attached()) return Error{0, "reserve memory for " + config_.device + ": a device is attached"};
-  if (frame_bytes < VerbsTx::kMinFrameBytes || frame_bytes > kMaxSlotBytes) {
-    return Error{0, "reserve memory for " + config_.device + ": frames of " + std::to_string(frame_bytes) +
-                        " bytes; possible are " + std::to_string(VerbsTx::kMinFrameBytes) + " to " +
-                        std::to_string(kMaxSlotBytes)};
+  if (mtu < kMinMtu || mtu > kMaxMtu) {
+    return Error{0, "reserve memory for frames of " + config_.device + " with an MTU of " + std::to_string(mtu) +
+                        ": possible are " + std::to_string(kMinMtu) + " to " + std::to_string(kMaxMtu)};
   }
-  const uint32_t slot_bytes = (frame_bytes + kSlotAlign - 1) / kSlotAlign * kSlotAlign;
+  const uint32_t slot_bytes = (mtu + kLinkBytes + kSlotAlign - 1) / kSlotAlign * kSlotAlign;
   if (!memory_ || slot_bytes != slot_bytes_) {
     memory_.reset();
     const size_t bytes = size_t{config_.queues} * (kRxSlots + kTxSlots) * slot_bytes;
     auto region = HugeRegion::make({.name = "switch-" + config_.name, .bytes = bytes});
-    if (!region) return region.error();
+    if (!region) {
+      return Error{region.error().code, region.error().what + " for " + config_.device + " (" +
+                                            std::to_string(bytes / config_.queues >> 20) +
+                                            " MB for each queue: free memory, or give the port fewer queues)"};
+    }
     memory_ = std::move(*region);
     slot_bytes_ = slot_bytes;
   }
+  mtu_ = mtu;
   return NicMemory{.address = reinterpret_cast<uintptr_t>(memory_->data()),
                    .bytes = memory_->size(),
                    .page_bytes = memory_->page_bytes(),
@@ -152,7 +160,8 @@ Result<int> VerbsPort::attach(const NicHandles& handles) {
   }
   std::vector<std::unique_ptr<VerbsTx>> tx;
   for (uint32_t q = 0; q < handles.tx.size(); ++q) {
-    const VerbsTx::Options options{.max_inline = handles.max_inline,
+    const VerbsTx::Options options{.mtu = mtu_,
+                                   .max_inline = handles.max_inline,
                                    .checksum = handles.tx_checksum && config_.offloads,
                                    .offloads = config_.offloads};
     tx.push_back(std::make_unique<VerbsTx>(objects->tx[q], slots(q, true, handles.lkey), options, counters_.tx[q]));
@@ -232,6 +241,7 @@ PortStatus VerbsPort::status() const {
   status.counters["attached"] = attached_times_;
   status.counters["lost"] = lost_times_;
   if (memory_) {
+    status.facts["mtu"] = std::to_string(mtu_);
     status.facts["memory"] = std::to_string(memory_->size() >> 20) + " MB in pages of " +
                              std::to_string(memory_->page_bytes() >> 10) + " KB";
   }

@@ -8,6 +8,7 @@
 
 #include "net/checksum.h"
 #include "net/packet.h"
+#include "port/kernel_frame.h"
 
 namespace sw {
 
@@ -18,7 +19,8 @@ namespace {
 bool device_can_finish(const Frame& frame) {
   const auto packet = parse_packet({frame.data(), frame.head_len});
   if (!packet || packet->ip_version != 4 || packet->fragment || packet->l4_header_bytes == 0) return false;
-  if (packet->l3 > kEthHeaderBytes + kVlanTagBytes || frame.vnet.csum_start != packet->l4) return false;
+  const bool tagged = packet->l3 == kEthHeaderBytes + kVlanTagBytes && ethertype(frame) == kEtherTypeVlan;
+  if ((packet->l3 != kEthHeaderBytes && !tagged) || frame.vnet.csum_start != packet->l4) return false;
   if (packet->protocol == kProtocolTcp) return frame.vnet.csum_offset == kTcpChecksumOffset;
   return packet->protocol == kProtocolUdp && frame.vnet.csum_offset == kUdpChecksumOffset;
 }
@@ -60,7 +62,7 @@ void VerbsTx::reap() {
 bool VerbsTx::add(const Frame& frame, uint32_t request, PortWorkerCounters& drops) {
   const uint32_t number = next_ + request;
   const uint32_t bytes = std::max(frame.len, kMinFrameBytes);
-  if (bytes > slots_.slot_bytes) {
+  if (exceeds_mtu(frame, options_.mtu) || bytes > slots_.slot_bytes) {
     drops.drop_tx(DropReason::kMtuExceeded);
     return false;
   }

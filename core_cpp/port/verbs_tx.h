@@ -21,6 +21,7 @@ namespace sw {
 class VerbsTx : public TxQueue {
  public:
   struct Options {
+    uint32_t mtu = 0;  // of the device: bytes of L3
     uint32_t max_inline = 0;
     bool checksum = false;  // the device computes checksums
     bool offloads = true;   // take frames with open checksums at all

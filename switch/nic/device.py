@@ -28,8 +28,6 @@ log = logging.getLogger("switch.nic")
 SYSFS = Path("/sys/class")
 PORT = 1
 MAX_INLINE = 128  # bytes; a frame that fits needs no read by the device
-TAGS_BYTES = 8  # two VLAN tags
-HEADER_BYTES = 14
 DEFAULT_MTU = 1500
 TABLE_LOG = 7  # 128 places in the indirection table, as even as possible for any number of queues
 # The hash key of Microsoft's specification of receive side scaling, which every NIC is tested with.
@@ -64,7 +62,7 @@ class NicDevice:
         if port.link_layer != e.IBV_LINK_LAYER_ETHERNET:
             self._fail(f"{self._spec.device} is no Ethernet device: raw packets need one")
         self._pd = self._keep(self._make("a protection domain", lambda: self._verbs.pd.PD(self._context)))
-        memory = self._datapath.nic_reserve(self._spec.name, self._frame_bytes())
+        memory = self._datapath.nic_reserve(self._spec.name, self._mtu())
         region = self._register(memory)
         works, pairs = (self._spread(memory) if self._spec.queues > 1 else None) or ([], [])
         plain = [self._queue_pair(memory, receives=not works and n == 0) for n in range(self._spec.queues)]
@@ -108,12 +106,21 @@ class NicDevice:
             return int(self._context.query_device_ex().raw_packet_caps)
         return 0
 
-    def _frame_bytes(self) -> int:
-        mtu = self._spec.mtu
+    def _mtu(self) -> int:
+        """The largest MTU of the device's interfaces; without one, what the port says."""
+        found = {}
         for path in (SYSFS / "infiniband" / self._spec.device / "device/net").glob("*/mtu"):
             with contextlib.suppress(OSError, ValueError):
-                mtu = max(mtu, int(path.read_text()))
-        return (mtu or DEFAULT_MTU) + HEADER_BYTES + TAGS_BYTES
+                found[path.parent.name] = int(path.read_text())
+        if not found:
+            return self._spec.mtu or DEFAULT_MTU
+        interface, mtu = max(found.items(), key=lambda pair: pair[1])
+        if self._spec.mtu > mtu:
+            self._fail(
+                f"send frames with an MTU of {self._spec.mtu} to {self._spec.device}: its interface {interface} has "
+                f"{mtu}; raise it with: ip link set dev {interface} mtu {self._spec.mtu}"
+            )
+        return mtu
 
     def _register(self, memory: NicMemory) -> Any:
         access = self._verbs.enums.IBV_ACCESS_LOCAL_WRITE
@@ -303,7 +310,8 @@ class NicDevice:
 
     def _why(self, what: str, error: Exception) -> str:
         code = int(getattr(error, "error_code", 0) or 0)
-        text = f"{what} on {self._spec.device}: {error}"
+        where = "" if self._spec.device in what else f" on {self._spec.device}"
+        text = f"{what}{where}: {error}"
         if code in (errno.EPERM, errno.EACCES):
             node = f"/dev/infiniband/uverbs* of {self._spec.device}"
             return f"{text}; this needs CAP_NET_RAW and the right to read and write {node}"

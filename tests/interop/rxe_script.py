@@ -20,7 +20,7 @@ from switch.nic.library import load
 from switch.nic.pointers import queue_pair
 
 PORT = PortSpec(name="up", type="verbs", bridge="br0", device="rxe0")
-QKEY, GRH_BYTES, FRAME_BYTES = 0x1111, 40, 1522
+QKEY, GRH_BYTES, MTU = 0x1111, 40, 1500
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def refused(datapath: Any) -> None:
 
 def device(verbs: Any, datapath: Any) -> None:
     e = verbs.enums
-    memory = datapath.nic_reserve("up", FRAME_BYTES)
+    memory = datapath.nic_reserve("up", MTU)
     print("pages:", memory.page_bytes)
     context = verbs.device.Context(name="rxe0")
     pd = verbs.pd.PD(context)

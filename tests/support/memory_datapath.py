@@ -211,10 +211,10 @@ class MemoryDatapath:
         self._spec(port)
         return [f"{len(frame)} bytes enter at {port}", "destination unknown: flooded"]
 
-    def nic_reserve(self, port: str, frame_bytes: int) -> NicMemory:
+    def nic_reserve(self, port: str, mtu: int) -> NicMemory:
         self.calls.append(("nic_reserve", port))
         self._spec(port)
-        return NicMemory(0x10000, frame_bytes * 2048, 4096, 1024, 1024)
+        return NicMemory(0x10000, mtu * 2048, 4096, 1024, 1024)
 
     def nic_attach(self, port: str, handles: NicHandles) -> int:
         self.calls.append(("nic_attach", port))

@@ -146,3 +146,11 @@ def finished(case: Case) -> list[bytes]:
 def addressed(frame: bytes, destination: bytes, source: bytes) -> bytes:
     """The frame between other stations."""
     return destination + source + frame[12:]
+
+
+def completed(frame: bytes, vnet: Vnet) -> bytes:
+    """The frame with its open checksum filled in, as whoever takes it would."""
+    whole = bytearray(frame)
+    total = _fold(bytes(whole[vnet.csum_start :])) ^ 0xFFFF
+    struct.pack_into("!H", whole, vnet.csum_start + vnet.csum_offset, total or 0xFFFF)
+    return bytes(whole)

@@ -291,7 +291,7 @@ def test_steering_by_address_leaves_the_rest_to_the_kernel(folder: Path) -> None
 def test_a_device_that_cannot_be_used_is_explained(lab: Lab) -> None:
     rows = [
         ("mlx5_9", "there is no RDMA device mlx5_9; there are: broken, mlx5_0"),
-        ("broken", "open the device broken on broken: Failed to open device broken. Errno: 19, No such device"),
+        ("broken", "open the device broken: Failed to open device broken. Errno: 19, No such device"),
     ]
     lab.standin.set("broken", "nothing9")
     for device, expected in rows:

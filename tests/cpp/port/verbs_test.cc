@@ -28,7 +28,7 @@ struct Bed {
   }
   // Memory for the device, and handles for it.
   NicHandles prepare(FakeDevice& device) const {
-    const auto memory = seat->reserve(1522);
+    const auto memory = seat->reserve(1500);
     REQUIRE(memory);
     device.registered = reinterpret_cast<const uint8_t*>(memory->address);
     device.registered_bytes = memory->bytes;
@@ -168,7 +168,7 @@ TEST_CASE("VerbsPort: objects that are not what they should be are refused, and 
   }
   REQUIRE(bed.seat->attach(good));
   CHECK(!bed.seat->attach(good));
-  CHECK(!bed.seat->reserve(1522));
+  CHECK(!bed.seat->reserve(1500));
 }
 
 TEST_CASE("VerbsPort: wrong settings are refused with a reason") {
@@ -183,8 +183,8 @@ TEST_CASE("VerbsPort: wrong settings are refused with a reason") {
   }
   Bed bed;
   CHECK(!bed.seat->attach({}));
-  CHECK(!bed.seat->reserve(59));
-  CHECK(!bed.seat->reserve(65537));
+  CHECK(!bed.seat->reserve(67));
+  CHECK(!bed.seat->reserve(65515));
 }
 #else
 TEST_CASE("VerbsPort: without the header the kind says what it needs") {

@@ -14,9 +14,11 @@ namespace {
 
 constexpr uint32_t kSlots = 128;
 constexpr uint32_t kSlotBytes = 1536;
+constexpr uint32_t kMtu = kSlotBytes - kEthHeaderBytes;
 
 struct Bed {
   explicit Bed(VerbsTx::Options options = {}) {
+    if (options.mtu == 0) options.mtu = kMtu;
     tx = std::make_unique<VerbsTx>(&device.qp, VerbsSlots{device.memory.data(), kSlotBytes, kSlots, FakeDevice::kKey},
                                    options, counters);
   }
@@ -144,6 +146,8 @@ TEST_CASE("VerbsTx: offsets that the device would not understand are not left to
   const OffloadFrame good = make_offload_frame({.payload = 200});
   OffloadFrame fragment = good;
   set16(fragment.bytes, fragment.l3 + 6, 0x2000);
+  OffloadFrame service = make_offload_frame({.tags = 1, .payload = 200});
+  set16(service.bytes, 12, 0x88a8);
   VnetHeader elsewhere = good.vnet;
   elsewhere.csum_start = static_cast<uint16_t>(elsewhere.csum_start + 2);
   VnetHeader offset = good.vnet;
@@ -157,6 +161,7 @@ TEST_CASE("VerbsTx: offsets that the device would not understand are not left to
     uint64_t dropped;
   };
   const Row rows[] = {{"a fragment", fragment.bytes, good.vnet, 0},
+                      {"behind a service tag", service.bytes, service.vnet, 0},
                       {"another start", good.bytes, elsewhere, 0},
                       {"another field", good.bytes, offset, 0},
                       {"outside the frame", good.bytes, outside, 1}};
@@ -199,6 +204,32 @@ TEST_CASE("VerbsTx: a refused request costs one frame; a device that refuses all
   bed.device.refuse_all_sends = false;
   bed.send_many(5);
   CHECK(bed.dropped(DropReason::kDeviceError) == 3 + 72 + 5);
+}
+
+TEST_CASE("VerbsTx: the device's MTU is kept, one VLAN tag does not count") {
+  struct Row {
+    const char* situation;
+    uint16_t type;
+    size_t bytes;
+    bool leaves;
+  };
+  const Row rows[] = {{"as long as may be", 0x0800, 1514, true},
+                      {"too long", 0x0800, 1515, false},
+                      {"a tag more", 0x8100, 1518, true},
+                      {"a tag and too long", 0x8100, 1519, false},
+                      {"a service tag more", 0x88a8, 1518, true},
+                      {"a service tag and too long", 0x88a8, 1519, false},
+                      {"no tag, though as long", 0x0800, 1518, false}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.mtu = 1500});
+    Bytes frame = numbered(row.bytes);
+    set16(frame, 12, row.type);
+    bed.add(frame);
+    bed.send();
+    CHECK(bed.device.sent.size() == (row.leaves ? 1 : 0));
+    CHECK(bed.dropped(DropReason::kMtuExceeded) == (row.leaves ? 0 : 1));
+  }
 }
 
 TEST_CASE("VerbsTx: a frame longer than a slot is dropped, the others leave") {

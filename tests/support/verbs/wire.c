@@ -90,7 +90,8 @@ static unsigned with_tag(uint8_t* frame, unsigned bytes, struct msghdr* message)
     struct tpacket_auxdata aux;
     memcpy(&aux, CMSG_DATA(part), sizeof aux);
     if (!(aux.tp_status & TP_STATUS_VLAN_VALID)) continue;
-    const uint8_t tag[4] = {0x81, 0x00, (uint8_t)(aux.tp_vlan_tci >> 8), (uint8_t)aux.tp_vlan_tci};
+    const unsigned type = aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : ETH_P_8021Q;
+    const uint8_t tag[4] = {(uint8_t)(type >> 8), (uint8_t)type, (uint8_t)(aux.tp_vlan_tci >> 8), (uint8_t)aux.tp_vlan_tci};
     memmove(frame + 16, frame + 12, bytes - 12);
     memcpy(frame + 12, tag, sizeof tag);
     return bytes + 4;
