@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Theory of operation. One AF_PACKET socket per queue, bound to the interface, in promiscuous mode; several share the
-// traffic by flow (PACKET_FANOUT_HASH), or as the NIC has spread it over its receive queues (PACKET_FANOUT_QM). The port is attached while the interface exists and is up: a timer on the
-// control loop looks, and takes the queues out of the plan or puts new ones in. The host's own stack still sees what we
-// receive; an interface given to the switch should have no address of its own.
+// traffic by flow (PACKET_FANOUT_HASH), or as the NIC has spread it over its receive queues (PACKET_FANOUT_QM). The port
+// is attached while the interface exists and is up: a timer on the control loop looks, and takes the queues out of the
+// plan or puts new ones in. The host's own stack still sees what we receive; an interface given to the switch should have
+// no address of its own.
 #include "port/afpacket.h"
 
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <net/if_arp.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
 
@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "port/net_device.h"
+#include "port/host_device.h"
 #include "port/packet_queue.h"
 
 namespace sw {
@@ -48,8 +48,6 @@ class AfPacketPort : public Port {
   Result<void> set_mtu(uint32_t mtu) override;
 
  private:
-  [[nodiscard]] Result<NetDevice> find_device() const;
-  [[nodiscard]] Result<void> check_mtu(uint32_t mtu) const;
   Result<void> attach();
   Result<PacketQueue> make_queue(uint32_t number, int& fanout_group);
   Result<bool> set_options(int fd) const;
@@ -85,30 +83,9 @@ bool kernel_takes_uso() {
   return major > 6 || (major == 6 && minor >= 2);
 }
 
-Result<NetDevice> AfPacketPort::find_device() const {
-  auto device = devices_.find(config_.device);
-  if (!device) {
-    if (device.error().code != ENODEV) return device.error();
-    return Error{0, "open the interface " + config_.device + ": there is none of this name (see: ip link)"};
-  }
-  if (device->hardware_type != ARPHRD_ETHER) {
-    return Error{0, "open the interface " + config_.device + ": it is not an Ethernet interface (hardware type " +
-                        std::to_string(device->hardware_type) + ")"};
-  }
-  return device;
-}
-
-// The interface is not ours, so its MTU is never changed here.
-Result<void> AfPacketPort::check_mtu(uint32_t mtu) const {
-  if (mtu <= link_.mtu) return {};
-  return Error{0, "send frames with an MTU of " + std::to_string(mtu) + " to " + config_.device +
-                      ": the interface's own is " + std::to_string(link_.mtu) + "; raise it with: ip link set dev " +
-                      config_.device + " mtu " + std::to_string(mtu)};
-}
-
 Result<void> AfPacketPort::set_mtu(uint32_t mtu) {
   if (exists_) {
-    if (auto fits = check_mtu(mtu); !fits) return fits;
+    if (auto fits = check_host_mtu(config_.device, link_, mtu); !fits) return fits;
   }
   config_.mtu = mtu;
   return {};
@@ -215,11 +192,11 @@ Result<void> AfPacketPort::open(PortHost& host) {
         0, "share " + config_.device + " between " + std::to_string(config_.queues) + " queues: it can have 1 to 256"};
   }
   if (auto opened = devices_.open(); !opened) return opened;
-  auto device = find_device();
+  auto device = find_host_device(devices_, config_.device);
   if (!device) return device.error();
   link_ = *device;
   exists_ = true;
-  if (auto fits = check_mtu(config_.mtu); !fits) return fits;
+  if (auto fits = check_host_mtu(config_.device, link_, config_.mtu); !fits) return fits;
   // Sockets are made even if the interface is down, so that missing rights show now and not when it comes up.
   if (link_.up || config_.queues == 1) {
     if (auto attached = attach(); !attached) return attached;
@@ -247,7 +224,7 @@ std::vector<TxQueue*> AfPacketPort::tx_queues() const {
 }
 
 void AfPacketPort::tick() {
-  auto device = find_device();
+  auto device = find_host_device(devices_, config_.device);
   if (!device) {
     exists_ = false;
     problem_ = device.error().message();
@@ -309,27 +286,7 @@ PortStatus AfPacketPort::status() const {
   status.facts["device"] = config_.device;
   status.counters["attached"] = attached_;
   status.counters["kernel_dropped"] = kernel_dropped_;
-  const std::string set_up = "ip link set " + config_.device + " up";
-  if (!exists_) {
-    status.stage = "device_missing";
-    status.detail = "the interface " + config_.device + " is gone; the port continues when it is back";
-    return status;
-  }
-  if (!link_.up) {
-    status.stage = "device_down";
-    status.detail = "the interface is down; set it up with: " + set_up;
-  } else if (queues_.empty()) {
-    status.stage = "device_down";
-    status.detail = problem_.empty() ? "the interface came up a moment ago" : problem_;
-  } else if (!link_.running) {
-    status.stage = "no_carrier";
-    status.detail = "the interface is up but has no carrier: check the cable or the other end";
-  } else {
-    status.stage = "running";
-    status.up = true;
-  }
-  status.facts["mac"] = mac_text(link_.mac);
-  status.facts["mtu"] = std::to_string(link_.mtu);
+  if (!describe_host_device(status, config_.device, exists_, link_, !queues_.empty(), problem_)) return status;
   status.facts["offloads"] = caps_.uso ? "checksum, tso, uso" : caps_.checksum ? "checksum, tso" : "none";
   status.facts["queues"] = std::to_string(queues_.size());
   for (size_t q = 0; q < queues_.size(); ++q) {

@@ -2,7 +2,6 @@
 #include "port/afxdp.h"
 
 #include <linux/if_packet.h>
-#include <net/if_arp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "port/afxdp_port.h"
+#include "port/host_device.h"
 
 namespace sw {
 
@@ -19,19 +19,6 @@ constexpr uint64_t kTickMs = 250;
 constexpr uint32_t kMaxWaitTicks = 32;  // 8 s
 
 }  // namespace
-
-Result<NetDevice> AfXdpPort::find_device() const {
-  auto device = devices_.find(config_.device);
-  if (!device) {
-    if (device.error().code != ENODEV) return device.error();
-    return Error{0, "open the interface " + config_.device + ": there is none of this name (see: ip link)"};
-  }
-  if (device->hardware_type != ARPHRD_ETHER) {
-    return Error{0, "open the interface " + config_.device + ": it is not an Ethernet interface (hardware type " +
-                        std::to_string(device->hardware_type) + ")"};
-  }
-  return device;
-}
 
 Result<void> AfXdpPort::check_queue_count(const XdpDevice& device) const {
   if (config_.queues <= device.rx_queues) return {};
@@ -129,15 +116,24 @@ Result<void> AfXdpPort::open(PortHost& host) {
   if (auto name = check_device_name(config_.device); !name) return name;
   if (config_.queues == 0) return Error{0, "serve 0 queues of " + config_.device + ": one at least"};
   if (auto opened = devices_.open(); !opened) return opened;
-  auto device = find_device();
+  auto device = find_host_device(devices_, config_.device);
   if (!device) return device.error();
   link_ = *device;
   exists_ = true;
+  if (auto fits = check_host_mtu(config_.device, link_, config_.mtu); !fits) return fits;
   // Also if the interface is down, so that what is missing shows now and not when it comes up; some drivers cannot then.
   const auto attached = attach(true);
   if (!attached && (link_.up || attached.error().code != ENETDOWN)) return attached;
   if (!link_.up) attachment_.reset();
   ticker_.start(host.loop(), kTickMs, [this] { tick(); });
+  return {};
+}
+
+Result<void> AfXdpPort::set_mtu(uint32_t mtu) {
+  if (exists_) {
+    if (auto fits = check_host_mtu(config_.device, link_, mtu); !fits) return fits;
+  }
+  config_.mtu = mtu;
   return {};
 }
 
@@ -168,7 +164,7 @@ void AfXdpPort::follow_link() {
 }
 
 void AfXdpPort::tick() {
-  auto device = find_device();
+  auto device = find_host_device(devices_, config_.device);
   if (!device) {
     exists_ = false;
     problem_ = device.error().message();

@@ -25,6 +25,7 @@ class AfXdpPort : public Port {
 
   Result<void> open(PortHost& host) override;
   void close() override;
+  Result<void> set_mtu(uint32_t mtu) override;
   [[nodiscard]] std::vector<RxQueue*> rx_queues() const override;
   [[nodiscard]] std::vector<TxQueue*> tx_queues() const override;
   [[nodiscard]] PortStatus status() const override;
@@ -45,7 +46,6 @@ class AfXdpPort : public Port {
     bool fixes_checksums = false;
   };
 
-  [[nodiscard]] Result<NetDevice> find_device() const;
   Result<void> attach(bool patient);
   [[nodiscard]] Result<UniqueFd> make_promiscuous() const;
   [[nodiscard]] XdpSocketRequest socket_request(uint32_t number, bool patient) const;

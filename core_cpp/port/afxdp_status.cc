@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "port/afxdp_port.h"
+#include "port/host_device.h"
 
 namespace sw {
 
@@ -24,27 +25,9 @@ PortStatus AfXdpPort::status() const {
   status.counters["attached"] = attached_;
   status.counters["kernel_dropped"] = kernel_dropped_;
   status.counters["invalid_descriptors"] = invalid_descriptors_;
-  if (!exists_) {
-    status.stage = "device_missing";
-    status.detail = "the interface " + config_.device + " is gone; the port continues when it is back";
-    return status;
-  }
-  if (!link_.up) {
-    status.stage = "device_down";
-    status.detail = "the interface is down; set it up with: ip link set " + config_.device + " up";
-  } else if (!attachment_) {
-    status.stage = "device_down";
-    status.detail = problem_.empty() ? "the interface came up a moment ago" : problem_;
-  } else if (!link_.running) {
-    status.stage = "no_carrier";
-    status.detail = "the interface is up but has no carrier: check the cable or the other end";
-  } else {
-    status.stage = "running";
-    status.up = true;
-  }
-  status.facts["mac"] = mac_text(link_.mac);
-  status.facts["mtu"] = std::to_string(link_.mtu);
-  if (attachment_) describe(status);
+  const bool attached = attachment_ != nullptr;
+  if (!describe_host_device(status, config_.device, exists_, link_, attached, problem_)) return status;
+  if (attached) describe(status);
   return status;
 }
 
