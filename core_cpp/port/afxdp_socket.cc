@@ -2,6 +2,7 @@
 #include "port/afxdp_socket.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -41,17 +42,24 @@ Result<UniqueFd> new_socket(const std::string& device) {
   return Error{errno, "open an AF_XDP socket for " + device};
 }
 
-Result<void> register_memory(int fd, void* memory, size_t bytes) {
+std::string locked_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return "no limit";
+  return std::to_string(limit.rlim_cur >> 10) + " KB";
+}
+
+Result<void> register_memory(int fd, const std::string& device, void* memory, size_t bytes) {
   xdp_umem_reg request{};
   request.addr = reinterpret_cast<uintptr_t>(memory);
   request.len = bytes;
   request.chunk_size = kXdpChunkBytes;
   if (set_option(fd, XDP_UMEM_REG, request)) return {};
-  const std::string what = "register " + std::to_string(bytes >> 20) + " MB for AF_XDP";
+  const std::string size = bytes >> 20 != 0 ? std::to_string(bytes >> 20) + " MB" : std::to_string(bytes >> 10) + " KB";
+  const std::string what = "register " + size + " for AF_XDP on " + device;
   if (errno == ENOBUFS) {
-    return Error{0, what +
-                        ": more than this process may lock; raise the limit (systemd: LimitMEMLOCK=infinity; shell: "
-                        "ulimit -l unlimited) or give it CAP_IPC_LOCK"};
+    return Error{0, what + ": more than this process may lock (" + locked_limit() +
+                        "); raise the limit (systemd: LimitMEMLOCK=infinity; shell: ulimit -l unlimited) or give it "
+                        "CAP_IPC_LOCK"};
   }
   return Error{errno, what};
 }
@@ -168,7 +176,8 @@ Result<void> XdpSocket::join_umem(const XdpSocketRequest& request) {
 Result<void> XdpSocket::bind_first(const XdpSocketRequest& request) {
   if (auto created = create(request.device); !created) return created;
   const HugeRegion& region = slice_.umem().region;
-  if (auto registered = register_memory(fd(), region.data(), region.size()); !registered) return registered;
+  if (auto registered = register_memory(fd(), request.device, region.data(), region.size()); !registered)
+    return registered;
   if (auto rings = make_rings(); !rings) return rings;
   const std::span<const uint16_t> ladder =
       request.zero_copy ? std::span<const uint16_t>(kZeroCopyFlags) : std::span<const uint16_t>(kCopyFlags);
@@ -194,7 +203,10 @@ Result<std::unique_ptr<XdpSocket>> XdpSocket::open(const XdpSocketRequest& reque
     made.reset(new XdpSocket);
   }
   auto slice = XdpSlice::make(request.memory);
-  if (!slice) return slice.error();
+  if (!slice) {
+    return Error{slice.error().code, slice.error().what + " for queue " + std::to_string(request.queue) + " of " +
+                                         request.device + " (it serves four queues: free memory, or use fewer queues)"};
+  }
   made->slice_ = std::move(*slice);
   if (auto bound = made->bind_first(request); !bound) return bound.error();
   return made;
@@ -220,7 +232,8 @@ Result<bool> probe_zero_copy(const XdpSocketRequest& request) {
   void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return Error{errno, "allocate memory to try zero-copy on " + request.device};
   const Mapping keep(memory, kBytes);
-  if (auto registered = register_memory(fd->get(), memory, kBytes); !registered) return registered.error();
+  if (auto registered = register_memory(fd->get(), request.device, memory, kBytes); !registered)
+    return registered.error();
   for (const int option : {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING}) {
     if (!set_option(fd->get(), option, kProbeEntries)) return Error{errno, "make a ring of an AF_XDP socket"};
   }

@@ -87,10 +87,11 @@ std::string attach_failure(const std::string& device, uint32_t queues, int error
       return what + ": this needs CAP_NET_ADMIN, or a device made for this user with: ip tuntap add dev " +
              (device.empty() ? "NAME" : device) + " mode tap user USER" + (queues > 1 ? " multi_queue" : "");
     case EBUSY:
-      return what + ": another process is using it";
+      return what + ": another process is using it; end that one, or give the port another device";
     case EINVAL:
       return what + ": an interface of this name exists and is not a tap" +
-             (queues > 1 ? ", or a tap without multi_queue" : "");
+             (queues > 1 ? ", or a tap without multi_queue" : "") +
+             "; choose another name (for the interface itself: type afpacket)";
     case E2BIG:
       return what + ": all its queues are in use";
     default:

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import mmap
 import os
 import resource
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +22,10 @@ import pytest
 
 from tests.interop import needs
 from tests.interop.netns import Netns
+from tests.interop.process import wait_until
 from tests.interop.switchd import Switchd, entry_point, vhost_port
+from tests.support import verbs_standin
+from tests.support.verbs_standin import Standin
 from tests.support.wire import made_in
 
 
@@ -204,10 +210,12 @@ class Mistake:
     kind: str
     arguments: tuple[str, ...]
     says: tuple[str, ...]  # words of the answer
-    without: str = ""  # a capability that the daemon lacks
+    without: str = ""  # capabilities that the daemon lacks
     starved: bool = False  # it gets no more memory
+    locked_kb: int | None = None  # most that it may lock in memory
 
 
+NO_ADMIN = "net_admin,-sys_admin"  # the kernel takes the second for the first where BPF is concerned
 PORT_MISTAKES = {
     "afpacket-missing": Mistake("afpacket", ("--device", "nosuch0"), ("nosuch0", "none of this name", "ip link")),
     "afpacket-no-ethernet": Mistake("afpacket", ("--device", "lo"), ("lo", "not an Ethernet interface")),
@@ -221,12 +229,67 @@ PORT_MISTAKES = {
     ),
     "afpacket-too-many": Mistake("afpacket", ("--device", "cable0", "--queues", "257"), ("queues", "256")),
     "tap-not-a-tap": Mistake("tap", ("--device", "cable0"), ("cable0", "not a tap")),
-    "tap-busy": Mistake("tap", ("--device", "busy0"), ("busy0", "another process is using it")),
+    "tap-busy": Mistake("tap", ("--device", "busy0"), ("busy0", "another process is using it", "another device")),
     "tap-busy-queue": Mistake("tap", ("--device", "plain0", "--queues", "2"), ("plain0", "multi_queue")),
     "tap-mtu": Mistake("tap", ("--device", "new0", "--mtu", "65535"), ("65535", "65521 at most")),
-    "tap-no-right": Mistake("tap", ("--device", "new0"), ("new0", "CAP_NET_ADMIN"), without="net_admin"),
+    "tap-no-right": Mistake("tap", ("--device", "new0"), ("new0", "CAP_NET_ADMIN"), without=NO_ADMIN),
     "tap-no-memory": Mistake(
         "tap", ("--device", "new0", "--queues", "4"), ("new0", "fewer queues", "memory"), starved=True
+    ),
+    "tap-no-vhost": Mistake(
+        "tap",
+        ("--device", "new0", "--vhost"),
+        ("/dev/vhost-net", "No such file", "modprobe vhost_net", "or leave out `vhost: true`"),
+    ),
+    "afxdp-missing": Mistake("afxdp", ("--device", "nosuch0"), ("nosuch0", "none of this name", "ip link")),
+    "afxdp-no-ethernet": Mistake("afxdp", ("--device", "lo"), ("lo", "not an Ethernet interface")),
+    "afxdp-taken": Mistake("afxdp", ("--device", "taken0"), ("taken0", "first", "each port needs its own")),
+    "afxdp-busy": Mistake(
+        "afxdp", ("--device", "busy1"), ("queue 0 of busy1", "another AF_XDP socket has this queue", "ss --xdp -p")
+    ),
+    "afxdp-mtu": Mistake(
+        "afxdp", ("--device", "cable0", "--mtu", "9000"), ("9000", "1500", "ip link set dev cable0 mtu 9000")
+    ),
+    "afxdp-queues": Mistake(
+        "afxdp",
+        ("--device", "cable0", "--queues", "4"),
+        ("4 queues of cable0", "it has 1", "ethtool -L cable0 combined 4"),
+    ),
+    "afxdp-too-many": Mistake("afxdp", ("--device", "cable0", "--queues", "257"), ("queues", "256")),
+    "afxdp-no-admin": Mistake("afxdp", ("--device", "cable0"), ("cable0", "CAP_NET_ADMIN"), without=NO_ADMIN),
+    "afxdp-no-bpf": Mistake(
+        "afxdp", ("--device", "cable0"), ("cable0", "CAP_BPF", "AmbientCapabilities="), without="bpf,-sys_admin"
+    ),
+    "afxdp-no-rights": Mistake(
+        "afxdp", ("--device", "cable0"), ("cable0", "CAP_NET_RAW", "CAP_BPF", "root"), without="all"
+    ),
+    "afxdp-no-memory": Mistake("afxdp", ("--device", "cable0"), ("cable0", "32 MB", "memory"), starved=True),
+    "afxdp-no-locked-memory": Mistake(
+        "afxdp", ("--device", "cable0"), ("32 MB", "cable0", "64 KB", "LimitMEMLOCK=infinity"), "ipc_lock", locked_kb=64
+    ),
+    "verbs-missing": Mistake(
+        "verbs", ("--device", "mlx5_9"), ("there is no RDMA device mlx5_9", "mlx5_0", "rdma link", "mlx5_ib")
+    ),
+    "verbs-taken": Mistake("verbs", ("--device", "mlx5_0"), ("mlx5_0", "nic", "each port needs its own")),
+    "verbs-no-interface": Mistake("verbs", ("--device", "mlx5_1"), ("open the device mlx5_1", "No such device")),
+    "verbs-no-raw-packets": Mistake(
+        "verbs", ("--device", "rxe0"), ("rxe0", "raw packet queue pair", "mlx5", "use type: afpacket")
+    ),
+    "verbs-infiniband": Mistake("verbs", ("--device", "ib0"), ("ib0 is no Ethernet device",)),
+    "verbs-no-right": Mistake(
+        "verbs", ("--device", "mlx5_2"), ("mlx5_2", "CAP_NET_RAW", "/dev/infiniband/uverbs"), without="net_raw"
+    ),
+    "verbs-mtu": Mistake("verbs", ("--device", "mlx5_2", "--mtu", "65535"), ("65535", "65514")),
+    "verbs-no-memory": Mistake(
+        "verbs", ("--device", "mlx5_2", "--queues", "16"), ("mlx5_2", "MB", "memory", "fewer queues"), starved=True
+    ),
+    "verbs-no-locked-memory": Mistake(
+        "verbs", ("--device", "mlx5_2"), ("mlx5_2", "64 KB", "LimitMEMLOCK=infinity"), "ipc_lock", locked_kb=64
+    ),
+    "verbs-too-many": Mistake("verbs", ("--device", "mlx5_2", "--queues", "129"), ("queues", "128")),
+    "vdpa-no-file": Mistake("vdpa", ("--device", "vdpa0"), ("vdpa0", "/dev/vhost-vdpa-0")),
+    "vduse-no-module": Mistake(
+        "vduse", ("--device", "new0"), ("/dev/vduse/control", "No such file", "modprobe vduse", "Linux 6.10")
     ),
     "virtiouser-no-socket": Mistake("virtiouser", (), ("socket",)),
     "virtiouser-taken": Mistake(
@@ -241,21 +304,50 @@ PORT_MISTAKES = {
 }
 
 
+@dataclass
+class Bench:
+    """A switch in a namespace with interfaces to make mistakes with, and others there that lack a capability."""
+
+    folder: Path
+    netns: Netns
+    prefix: list[str]
+    stack: contextlib.ExitStack
+    switches: dict[str, Switchd] = field(default_factory=dict)
+
+    def switch(self, without: str = "", ports: Sequence[dict[str, Any]] = ()) -> Switchd:
+        if without not in self.switches:
+            folder = self.folder / f"lacks-{len(self.switches)}"
+            folder.mkdir()
+            setpriv = [needs.program("setpriv", "util-linux"), "--inh-caps=-all", f"--bounding-set=-{without}"]
+            prefix = [*self.netns.prefix(), *(setpriv if without else []), *self.prefix]
+            self.switches[without] = self.stack.enter_context(Switchd(folder, list(ports), prefix=prefix))
+        return self.switches[without]
+
+
 @pytest.fixture(scope="module")
-def bench(module_folder: Path) -> Iterator[tuple[Switchd, Netns]]:
-    """A switch in a namespace with interfaces to make mistakes with."""
-    folder = module_folder / "bench"
-    folder.mkdir()
+def bench(module_folder: Path) -> Iterator[Bench]:
     with Netns() as netns, Netns() as other, contextlib.ExitStack() as stack:
-        netns.veth("cable0", other, "far0")
-        netns.veth("taken0", other, "far1")
+        for number, cable in enumerate(("cable0", "taken0", "busy1")):
+            netns.veth(cable, other, f"far{number}")
         netns.ip("tuntap", "add", "dev", "plain0", "mode", "tap")
-        ports = [{"name": "first", "type": "afpacket", "device": "taken0"}]
+        ports: list[dict[str, Any]] = [{"name": "first", "type": "afpacket", "device": "taken0"}]
+        made = Bench(module_folder, netns, [], stack)
+        if not verbs_standin.why_not(sys.executable):
+            standin = Standin(module_folder)
+            made.prefix = standin.environment()
+            for device in ("mlx5_0", "mlx5_2"):
+                standin.set(device, "cable0")
+            standin.set("mlx5_1", "nosuch0")
+            standin.set("rxe0", "cable0", raw=0)
+            standin.set("ib0", "cable0", ethernet=0)
+            ports.append({"name": "nic", "type": "verbs", "device": "mlx5_0"})
         stack.enter_context(contextlib.closing(made_in(netns, lambda: hold_tap("busy0"))))
+        stack.enter_context(made_in(netns, lambda: hold_xdp_queue("busy1")))
         owner = stack.enter_context(socket.socket(socket.AF_UNIX))
-        owner.bind(str(folder / "taken.sock"))
+        owner.bind(str(module_folder / "taken.sock"))
         owner.listen()
-        yield stack.enter_context(Switchd(folder, ports, prefix=netns.prefix())), netns
+        made.switch(ports=ports)
+        yield made
 
 
 def hold_tap(name: str) -> IO[bytes]:
@@ -263,6 +355,21 @@ def hold_tap(name: str) -> IO[bytes]:
     device = Path("/dev/net/tun").open("r+b", buffering=0)  # noqa: SIM115
     fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
     return device
+
+
+def hold_xdp_queue(name: str) -> socket.socket:
+    """An AF_XDP socket that has the first queue of an interface."""
+    held = socket.socket(44, socket.SOCK_RAW)  # AF_XDP
+    size, chunk = 1 << 16, 4096
+    memory = mmap.mmap(-1, size)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    held.setsockopt(283, 4, struct.pack("=QQIIII", address, size, chunk, 0, 0, 0))  # SOL_XDP, XDP_UMEM_REG
+    for ring in (5, 6, 2):  # the fill, completion and receive ring
+        held.setsockopt(283, ring, struct.pack("=I", 8))
+    to = struct.pack("=HHIII", 44, 0, socket.if_nametoindex(name), 0, 0)  # struct sockaddr_xdp
+    if ctypes.CDLL(None, use_errno=True).bind(held.fileno(), to, len(to)):
+        raise OSError(ctypes.get_errno(), f"bind an AF_XDP socket to {name}")
+    return held
 
 
 @contextlib.contextmanager
@@ -279,20 +386,32 @@ def starved(pid: int) -> Iterator[None]:
 
 @pytest.mark.netns
 @pytest.mark.parametrize("mistake", PORT_MISTAKES.values(), ids=PORT_MISTAKES.keys())
-def test_a_port_that_cannot_be_says_why_and_what_to_do(
-    bench: tuple[Switchd, Netns], folder: Path, mistake: Mistake
-) -> None:
-    switch, netns = bench
-    arguments = [part.format(folder=switch.folder) for part in mistake.arguments]
+def test_a_port_that_cannot_be_says_why_and_what_to_do(bench: Bench, mistake: Mistake) -> None:
+    if mistake.kind == "verbs":
+        verbs_standin.need_pyverbs(sys.executable)
+    switch, netns = bench.switch(mistake.without), bench.netns
+    arguments = [part.format(folder=bench.folder) for part in mistake.arguments]
+    assert switch.process is not None
     with contextlib.ExitStack() as stack:
-        if mistake.without:
-            setpriv = [needs.program("setpriv", "util-linux"), "--inh-caps=-all", f"--bounding-set=-{mistake.without}"]
-            switch = stack.enter_context(Switchd(folder, [], prefix=[*netns.prefix(), *setpriv]))
         if mistake.starved:
-            assert switch.process is not None
+            refused(switch, "del-port", "nobody")  # the threads that answer are there already
             stack.enter_context(starved(switch.process.pid))
+        if mistake.locked_kb is not None:
+            limit = 1024 * mistake.locked_kb
+            resource.prlimit(switch.process.pid, resource.RLIMIT_MEMLOCK, (limit, limit))
         before = netns.ip("-o", "link").count("\n")
         said = refused(switch, "add-port", mistake.kind, "wrong", *arguments)
     for word in mistake.says:
         assert word in said, said
     assert netns.ip("-o", "link").count("\n") == before, "an interface was left behind"
+
+
+def test_a_device_that_may_come_later_is_waited_for_and_named(bench: Bench) -> None:
+    """vDPA devices come and go by other hands, as a guest's socket does: the port is there and says what it lacks."""
+    switch = bench.switch()
+    switch.ctl("add-port", "vdpa", "later", "--device", "/dev/vhost-vdpa-9")
+    try:
+        words = ("/dev/vhost-vdpa-9", "No such file", "vhost_vdpa", "vdpa dev add")
+        wait_until("the port says why", lambda: all(word in str(switch.ctl("port", "later")) for word in words), 10.0)
+    finally:
+        switch.ctl("del-port", "later")

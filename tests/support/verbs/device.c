@@ -39,12 +39,14 @@ int read_settings(const char* device, struct settings* out) {
   snprintf(path, sizeof path, "%s/%s", folder(), device);
   FILE* const file = fopen(path, "re");
   if (!file) return ENODEV;
-  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .max_qp_wr = 8192};
+  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .raw = 1, .ethernet = 1, .max_qp_wr = 8192};
   while (fscanf(file, "%127s", word) == 1) {
     sscanf(word, "interface=%31s", out->interface);
     sscanf(word, "active=%d", &out->active);
     sscanf(word, "rss=%d", &out->rss);
     sscanf(word, "csum=%d", &out->csum);
+    sscanf(word, "raw=%d", &out->raw);
+    sscanf(word, "ethernet=%d", &out->ethernet);
     sscanf(word, "max_qp_wr=%d", &out->max_qp_wr);
   }
   fclose(file);
@@ -108,7 +110,7 @@ static int query_port(struct ibv_context* ib, uint8_t port, struct ibv_port_attr
   if (read_settings(c->device->ib.name, &now)) return EIO; /* taken away */
   memset(attr, 0, bytes);
   attr->state = now.active ? IBV_PORT_ACTIVE : IBV_PORT_DOWN;
-  attr->link_layer = IBV_LINK_LAYER_ETHERNET;
+  attr->link_layer = now.ethernet ? IBV_LINK_LAYER_ETHERNET : IBV_LINK_LAYER_INFINIBAND;
   return 0;
 }
 

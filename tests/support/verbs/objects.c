@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "standin.h"
@@ -39,6 +40,7 @@ struct ibv_mr* ibv_reg_mr(struct ibv_pd* pd, void* address, size_t bytes, int ac
   while (at < MAX_MRS && c->mrs[at]) ++at;
   if (at == MAX_MRS) FAIL(ENOMEM);
   if (!(access & IBV_ACCESS_LOCAL_WRITE)) DIE("memory for receiving that the device may not write");
+  if (mlock(address, bytes)) FAIL(ENOMEM); /* pinned, and counted as the kernel counts it */
   struct ibv_mr* const mr = calloc(1, sizeof *mr);
   *mr = (struct ibv_mr){.context = pd->context, .pd = pd, .addr = address, .length = bytes};
   mr->lkey = 0xa000u + ++c->next_number;
@@ -61,6 +63,7 @@ int ibv_dereg_mr(struct ibv_mr* mr) {
   for (int i = 0; i < MAX_MRS; ++i) {
     if (c->mrs[i] == mr) c->mrs[i] = NULL;
   }
+  munlock(mr->addr, mr->length);
   free(mr);
   return 0;
 }
@@ -143,7 +146,7 @@ static void free_receive_queue(struct receive_queue* rq) {
 
 static struct fake_qp* make_qp(struct ibv_context* ib, struct ibv_pd* pd, int type) {
   struct context* const c = context_of(ib);
-  if (type != IBV_QPT_RAW_PACKET) FAIL(EOPNOTSUPP);
+  if (type != IBV_QPT_RAW_PACKET || !c->settings.raw) FAIL(EOPNOTSUPP);
   struct fake_qp* const qp = calloc(1, sizeof *qp);
   qp->qp.context = ib;
   qp->qp.pd = pd;

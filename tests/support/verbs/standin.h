@@ -4,7 +4,7 @@
  * hardware keeps, and ends the process with a message when its user breaks one: bounded queues, buffers inside registered
  * memory, flow rules, no object destroyed while another uses it, no event left unacknowledged.
  *
- * Devices are the files of $VERBS_STANDIN: name = device, content = "interface=vethX state=active rss=1 csum=1". A datagram
+ * Devices are the files of $VERBS_STANDIN: name = device, content = "interface=vethX active=1 rss=1 csum=1 ...". A datagram
  * to the socket NAME.events there becomes an event: port_err, port_active, fatal, qp_fatal, cq_err. Tests only. */
 #ifndef STANDIN_H
 #define STANDIN_H
@@ -23,6 +23,7 @@ enum { MAX_WQS = 160, MAX_FLOWS = 512, MAX_MRS = 16, MAX_TABLE = 256, MAX_FRAME 
 struct settings {
   char interface[32];
   int active, rss, csum;
+  int raw, ethernet; /* has raw packet queue pairs; its port is an Ethernet port */
   int max_qp_wr;
 };
 
