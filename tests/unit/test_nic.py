@@ -14,7 +14,8 @@ import pytest
 from switch.config.values import parse_steering
 from switch.datapath import PortSpec
 from switch.errors import NotBuilt, PortError
-from switch.nic import NicKeeper
+from switch.nic import NicKeeper, device
+from switch.nic.device import NicDevice
 from switch.nic.library import load, why_missing
 from switch.nic.pointers import BASE_BYTES, queue_pair, work_queue
 from switch.nic.steering import SPECIAL_HASHINGS, Hashing, rules
@@ -233,3 +234,38 @@ def test_other_kinds_of_ports_need_no_device(datapath: MemoryDatapath) -> None:
     keeper.ready()
     keeper.leaving("vm1")
     keeper.close()
+
+
+MTU_ROWS = [
+    # of the port, of the device's interfaces, of the queues
+    (0, {}, 1500),
+    (9000, {}, 9000),
+    (0, {"eth1": 9000}, 9000),
+    (1400, {"eth1": 1500}, 1500),  # the switch keeps to the port's own, as with every kind
+    (0, {"eth1": 1500, "eth2": 4000}, 4000),
+]
+
+
+def device_with(monkeypatch: pytest.MonkeyPatch, folder: Path, mtu: int, interfaces: dict[str, int]) -> NicDevice:
+    monkeypatch.setattr(device, "SYSFS", folder)
+    for name, own in interfaces.items():
+        file = folder / "infiniband/mlx5_0/device/net" / name / "mtu"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{own}\n")
+    made = NicDevice.__new__(NicDevice)
+    made._spec = PortSpec(name="up", type="verbs", bridge="br0", device="mlx5_0", mtu=mtu)
+    return made
+
+
+@pytest.mark.parametrize("row", MTU_ROWS)
+def test_the_largest_mtu_of_the_devices_interfaces_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: tuple[int, dict[str, int], int]
+) -> None:
+    assert device_with(monkeypatch, tmp_path, row[0], row[1])._mtu() == row[2]
+
+
+def test_an_mtu_beyond_the_interface_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(PortError, match="interface eth1 has 1500; raise it with: ip link set dev eth1 mtu 9000"):
+        device_with(monkeypatch, tmp_path, 9000, {"eth1": 1500})._mtu()
