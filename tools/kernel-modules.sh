@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The vDPA modules for the kernel of the test machines, below build/unpacked/lib/modules/VERSION/extra: those that the
+# distribution's kernel lacks, built out of its own source package. Nothing is installed and no root is needed. About a
+# minute of work, once: the result is kept as long as the kernel is.
+#
+# Linux before 6.10 has VDUSE for block devices only. Two lists of allowed devices get the network device as well; its
+# feature check knows network devices already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+unpacked=build/unpacked
+modules="vringh vdpa vdpa_sim vdpa_sim_net vhost_vdpa virtio_vdpa vduse"
+
+module=$(find "$unpacked/lib/modules" -name '9pnet_virtio.ko*' 2>/dev/null | sort | tail -n 1)
+[ -n "$module" ] || { echo "kernel-modules: no kernel for test machines; tools/setup.sh test fetches it" >&2; exit 1; }
+version=${module#"$unpacked/lib/modules/"}
+version=${version%%/*}
+shipped=$unpacked/lib/modules/$version
+extra=$shipped/extra
+missing() {
+  local module
+  for module in $modules; do
+    [ -n "$(find "$shipped" -name "$module.ko*" -o -name "${module//_/-}.ko*" | head -n 1)" ] || echo "$module"
+  done
+}
+wanted=$(missing)
+[ -n "$wanted" ] || exit 0
+
+series=$(echo "$version" | cut -d. -f1,2) # 6.1
+work=build/kernel-modules
+rm -rf $work
+mkdir -p $work
+chmod 755 $work
+cd $work
+common=$(echo "$version" | sed 's/^\([0-9.]*-[0-9]*\)-.*/\1/') # 6.1.0-56
+apt-get download -q "linux-source-$series" "linux-headers-$version" "linux-headers-$common-common" "linux-kbuild-$series" >download.log 2>&1 ||
+  { tail -n 3 download.log >&2; exit 1; }
+for package in linux-headers-*.deb linux-kbuild-*.deb; do dpkg -x "$package" root; done
+# Only what is needed of 1.3 GB.
+dpkg --fsys-tarfile linux-source-*.deb | tar -xO "./usr/src/linux-source-$series.tar.xz" | xz -dcT0 |
+  tar -x "linux-source-$series/drivers/vdpa" "linux-source-$series/drivers/vhost" "linux-source-$series/drivers/virtio"
+rm -f ./*.deb
+
+drivers=linux-source-$series/drivers
+headers=$PWD/root/usr/src/linux-headers-$version
+mkdir build
+cp $drivers/vdpa/vdpa.c $drivers/vdpa/vdpa_sim/*.[ch] $drivers/vdpa/vdpa_user/*.[ch] build
+cp $drivers/vhost/vhost.h $drivers/vhost/vringh.c $drivers/virtio/virtio_vdpa.c build
+cp $drivers/vhost/vdpa.c build/vhost_vdpa.c
+if ! grep -q 'VIRTIO_ID_NET,$' build/vduse_dev.c; then
+  sed -i -e 's/^\tVIRTIO_ID_BLOCK,$/&\n\tVIRTIO_ID_NET,/' \
+    -e 's/^\t{ VIRTIO_ID_BLOCK, VIRTIO_DEV_ANY_ID },$/&\n\t{ VIRTIO_ID_NET, VIRTIO_DEV_ANY_ID },/' build/vduse_dev.c
+  [ "$(grep -c VIRTIO_ID_NET build/vduse_dev.c)" -ge 2 ] || { echo "kernel-modules: vduse of $version looks unknown" >&2; exit 1; }
+fi
+{
+  echo "obj-m := $(for module in $wanted; do printf '%s.o ' "$module"; done)"
+  echo "vduse-y := vduse_dev.o iova_domain.o"
+} >build/Kbuild
+# The headers name their neighbours by the place where a package would put them.
+sed -i "s,/usr/src,$PWD/root/usr/src," "$headers/Makefile"
+make -s -C "$headers" M="$PWD/build" "CC=${KERNEL_CC:-gcc-12}" -j"$(nproc)" modules >make.log 2>&1 ||
+  { tail -n 20 make.log >&2; exit 1; }
+strip -g build/*.ko
+cd ../..
+mkdir -p "$extra"
+mv $work/build/*.ko "$extra"
+rm -rf $work
+wanted=$(missing)
+[ -z "$wanted" ] || { echo "kernel-modules: not built: $wanted" >&2; exit 1; }
