@@ -30,7 +30,7 @@ struct ConfigRequest {
 static_assert(offsetof(ConfigRequest, space) == offsetof(vhost_vdpa_config, buf));
 
 Error explain_open(const Error& error, const std::string& path) {
-  const auto because = [&](const std::string& remedy) { return Error{error.code, error.message() + ": " + remedy}; };
+  const auto because = [&](const std::string& remedy) { return Error{error.code, error.what + " (" + remedy + ")"}; };
   switch (error.code) {
     case ENOENT:
     case ENODEV:

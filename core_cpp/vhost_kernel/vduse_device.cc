@@ -19,7 +19,7 @@ constexpr const char* kControl = "/dev/vduse/control";
 std::string device_path(const std::string& name) { return "/dev/vduse/" + name; }
 
 Error because(int code, const std::string& what, const std::string& remedy) {
-  return {code, Error{code, what}.message() + ": " + remedy};
+  return {code, what + " (" + remedy + ")"};
 }
 
 Result<UniqueFd> open_control(KernelCalls& kernel) {
