@@ -118,7 +118,8 @@ system() {
     kernel virtio_net linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 ||
       say "no guest kernel: tests with QEMU guests are left out"
     kernel 9pnet_virtio linux-image-amd64 linux-image-generic ||
-      say "no kernel for test machines: tests of vhost-net and rdma_rxe are left out"
+      say "no kernel for test machines: tests of vhost-net, vDPA and rdma_rxe are left out"
+    tools/kernel-modules.sh || say "no vDPA modules for test machines: their tests are left out"
   fi
 }
 
