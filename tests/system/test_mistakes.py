@@ -48,11 +48,11 @@ def start_fails(switch: Switchd) -> str:
 
 def refused(switch: Switchd, *arguments: str) -> str:
     """What swctl says to a request that cannot be met; the switch must be as it was before."""
-    before = (switch.ctl("ports"), switch.ctl("fdb"))
+    before = switch.ctl("ports")
     status, output, errors = switch.ctl_status(*arguments, json_output=False)
     assert status == 1, output + errors
     assert "Traceback" not in errors
-    names = [[port.get("name") for port in ports] for ports in map(rows, (before[0], switch.ctl("ports")))]
+    names = [[port.get("name") for port in ports] for ports in map(rows, (before, switch.ctl("ports")))]
     assert names[0] == names[1]
     return output + errors
 
