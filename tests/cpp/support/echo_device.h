@@ -69,6 +69,9 @@ class EchoDevice : private BackendHost {
     stop_listening();
   }
 
+  // Called with every frame before it is given back.
+  std::function<void(const Frame&)> look;
+
   // Give back what is there. Returns how many frames.
   uint32_t pass() {
     uint32_t moved = 0;
@@ -79,6 +82,7 @@ class EchoDevice : private BackendHost {
       Batch& batch = *batch_;
       batch.clear();
       if (rx[q] == nullptr || !rx[q]->peek(batch, drops_)) continue;
+      for (uint32_t i = 0; look && i < batch.count; ++i) look(batch.frames[i]);
       if (q < tx.size() && tx[q] != nullptr) {
         for (uint32_t i = 0; i < batch.count; ++i) index_[i] = static_cast<uint8_t>(i);
         moved += tx[q]->send(batch, {index_.data(), batch.count}, drops_);
@@ -122,18 +126,22 @@ class EchoDevice : private BackendHost {
 // The same on a thread of its own.
 class EchoThread {
  public:
-  EchoThread(const std::string& path, bool connect = false) {
+  // `look`: called on the thread with every frame.
+  EchoThread(const std::string& path, bool connect = false, std::function<void(const Frame&)> look = {}) {
     device_.emplace(loop_, offered_features({}));
+    device_->look = std::move(look);
     if (!connect) device_->listen(path);
     thread_ = std::thread([this, path, connect] {
       while (!stopping_) {
         if (connect && device_->backend() == nullptr) device_->connect(path);
-        if (device_->pass() == 0) std::this_thread::yield();
+        if (silent_ || device_->pass() == 0) std::this_thread::yield();
         loop_.run_once(0, [](const std::function<void()>& callbacks) { callbacks(); });
       }
       device_.reset();
     });
   }
+  // Silent: connected, but no frame is taken.
+  void set_silent(bool silent) { silent_ = silent; }
   ~EchoThread() {
     stopping_ = true;
     thread_.join();
@@ -143,6 +151,7 @@ class EchoThread {
   EventLoop loop_;
   std::optional<EchoDevice> device_;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> silent_{false};
   std::thread thread_;
 };
 

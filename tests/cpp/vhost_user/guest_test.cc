@@ -5,7 +5,6 @@
 
 #include "support/echo_device.h"
 #include "support/temp_dir.h"
-#include "vhost_user/traffic.h"
 #include "virtio/spec.h"
 
 namespace sw::testing {
@@ -106,36 +105,6 @@ TEST_CASE("Guest: refuses what it cannot send, with a reason") {
   CHECK(guest.send(make_frame(70'000, 0), 0, {}, 0).error().code == EMSGSIZE);
   CHECK(guest.send(make_frame(60, 0), 1, {}, 0).error().code == EINVAL);
   CHECK_FALSE(guest.receive(0).has_value());
-}
-
-TEST_CASE("TrafficRunner: sends and receives bursts, limited and not, and counts them") {
-  for (const uint64_t rate : {uint64_t{0}, uint64_t{20'000}}) {
-    for (const bool packed : {false, true}) {
-      CAPTURE(rate);
-      CAPTURE(packed);
-      TempDir directory;
-      TrafficOptions options;
-      options.guest.socket = directory.file("s");
-      options.guest.packed = packed;
-      options.guest.huge = HugePages::kOff;
-      options.frame_bytes = packed ? 1518 : 64;
-      options.rate = rate;
-      options.mac = 0x0200'0000'0001;
-      options.peer = 0x0200'0000'0002;
-      options.pairs = 2;
-      EchoThread device(options.guest.socket);
-      TrafficRunner runner({options}, -1);
-      REQUIRE(static_cast<bool>(runner.start()));
-      REQUIRE(runner.wait_ready(5000));
-      CHECK(eventually([&] { return runner.stats()[0].rx_frames > 1000; }));
-      runner.stop();
-      const TrafficStats stats = runner.stats()[0];
-      CHECK(stats.tx_frames >= stats.rx_frames);
-      CHECK(stats.tx_bytes == stats.tx_frames * options.frame_bytes);
-      CHECK(stats.foreign == 0);
-      CHECK(stats.reordered == 0);
-    }
-  }
 }
 
 }  // namespace sw::testing
