@@ -93,7 +93,7 @@ def cpp_asan() -> None:
     need_doctest()
     run("cmake", "--preset", "asan", quiet=True)
     run("cmake", "--build", "--preset", "asan", "--parallel", "2", quiet=True)
-    run(*unrandomised(), "ctest", "--preset", "asan")
+    run(*unrandomised(), "ctest", "--preset", "asan", "--parallel", "2")
 
 
 def cpp_tsan() -> None:
