@@ -23,7 +23,6 @@ UNPACKED = BUILD / "unpacked"
 # Code that threads share. The other layers have one thread and are tested under ASan and UBSan only.
 TSAN_TARGETS = ("test_base", "test_stats", "test_l2", "test_worker", "test_datapath")
 DOCTEST_HEADER = "usr/include/doctest/doctest.h"
-LOCAL_PYTEST = ("tests/unit", "tests/spec", "tests/system")
 
 
 class LeftOut(Exception):
@@ -167,10 +166,9 @@ def lint() -> None:
     run("mypy", "--no-error-summary")
 
 
-def pytest(*folders: str, most: int) -> Callable[[], None]:
+def pytest(*arguments: str, most: int) -> Callable[[], None]:
     def step() -> None:
-        present = [folder for folder in folders if any((ROOT / folder).rglob("test_*.py"))]
-        run(ROOT / ".venv/bin/python", "-m", "pytest", "-q", *present, timeout=most)
+        run(ROOT / ".venv/bin/python", "-m", "pytest", "-q", *arguments, timeout=most)
 
     return step
 
@@ -178,11 +176,12 @@ def pytest(*folders: str, most: int) -> Callable[[], None]:
 def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
     check = {"lint": lint}
     cpp = {"C++ under ASan and UBSan": cpp_asan}
-    fast = {"pytest unit, spec, system": pytest(*LOCAL_PYTEST, most=900)}
+    # Those that start switches have the machine for themselves.
+    units = {"pytest unit": pytest("-n", "2", "tests/unit", most=900)}
     if goal == "check":
         return check
     if goal == "unit":
-        return {**cpp, **fast}
+        return {**cpp, **units, "pytest system": pytest("tests/system", most=900)}
     if goal == "fuzz":
         return {"fuzz": lambda: fuzz(seconds)}
     return {
@@ -191,7 +190,8 @@ def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
         "C++ threads under TSan": cpp_tsan,
         "instruction gates": gates,
         f"fuzz, {seconds} s a target": lambda: fuzz(seconds),
-        "pytest": pytest(*LOCAL_PYTEST, "tests/interop", most=1800),
+        **units,
+        "pytest system, interop": pytest("tests/system", "tests/interop", most=1800),
     }
 
 
