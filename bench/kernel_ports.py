@@ -65,14 +65,18 @@ class Contender:
 
 CONTENDERS = {
     "ours-afpacket": Contender(("afpacket",)),
+    "ours-afxdp": Contender(("afxdp",)),
     "ours-tap": Contender(("tap",), makes_device=True),
     "ovs-af_packet": Contender(
         ("type=dpdk", "options:dpdk-devargs=net_af_packet_{device},iface={device}"), plain_hosts=True
     ),
     "ovs-system": Contender(("type=system",), plain_hosts=True),
     "ovs-system-tso": Contender(("type=system",), settings=("other_config:userspace-tso-enable=true",)),
+    # net_tap wants as many receive as transmit queues, and OVS makes one of these per thread.
     "ovs-net_tap": Contender(
-        ("type=dpdk", "options:dpdk-devargs=net_tap_{device},iface={device}"), makes_device=True, plain_hosts=True
+        ("type=dpdk", "options:dpdk-devargs=net_tap_{device},iface={device}", "options:n_rxq=2"),
+        makes_device=True,
+        plain_hosts=True,
     ),
     "ovs-afxdp": Contender(("type=afxdp", "options:xdp-mode=generic"), plain_hosts=True),
 }
