@@ -86,8 +86,10 @@ class TrafficRunner {
   // Inactive: connections are kept, rings are not looked at. Active at the start.
   void set_active(bool active);
   void set_sending(bool sending);
-  void set_rate(uint64_t rate);      // of every guest; kTrafficOwnRate: as its options say
-  void set_window(uint64_t frames);  // every guest has at most so many frames under way; 0: no limit
+  void set_rate(uint64_t rate);  // of every guest; kTrafficOwnRate: as its options say
+  // Every guest has at most so many frames under way; 0: no limit. With a rate both hold: a guest that was kept from
+  // sending catches up no faster than frames arrive.
+  void set_window(uint64_t frames);
 
  private:
   struct Times;

@@ -259,7 +259,7 @@ bool TrafficStation::send() {
   sequence_[number] += sent;
   if (options_.pairs > 1) next_pair_ = (next_pair_ + sent) % options_.pairs;
   sent_ += sent;
-  window_sent_ += sent;
+  pace_sent_ += sent;
   return sent != 0;
 }
 
@@ -318,9 +318,14 @@ uint32_t TrafficStation::send_frames(DriverTx& queue, uint32_t queue_number, uin
 
 // ---- pace ----
 
+void TrafficStation::begin_pace(uint64_t now) {
+  pace_begin_ = now;
+  pace_sent_ = 0;
+}
+
 void TrafficStation::begin_window(uint64_t now) {
-  window_begin_ = now;
-  window_sent_ = 0;
+  begin_pace(now);
+  room_seen_ = now;
   in_flight_base_ = sent_ - shared_.arrived[number_];
 }
 
@@ -332,28 +337,28 @@ uint32_t TrafficStation::due() {
     rate_ = rate == kTrafficOwnRate ? options_.rate : rate;
     begin_window(tsc_now());
   }
-  if (const uint64_t window = shared_.window.load(std::memory_order_relaxed); window != 0) {
-    return due_by_window(window);
-  }
-  if (rate_ == 0) return options_.burst;
+  uint32_t most = options_.burst;
+  if (const uint64_t window = shared_.window.load(std::memory_order_relaxed); window != 0) most = due_by_window(window);
+  if (rate_ == 0 || most == 0) return most;
   const uint64_t now = tsc_now();
-  const auto elapsed = static_cast<double>(now - window_begin_) / static_cast<double>(tsc_hz());
+  const auto elapsed = static_cast<double>(now - pace_begin_) / static_cast<double>(tsc_hz());
   const auto earned = static_cast<uint64_t>(elapsed * static_cast<double>(rate_));
-  if (earned <= window_sent_) return 0;
-  const uint64_t owed = earned - window_sent_;
-  // Far behind, or a long window: start a new one rather than catch up with a flood or lose precision.
-  if (owed > rate_ / 10 + kMaxBatch || elapsed > 60) begin_window(now);
-  return static_cast<uint32_t>(std::min<uint64_t>(owed, options_.burst));
+  if (earned <= pace_sent_) return 0;
+  const uint64_t owed = earned - pace_sent_;
+  // Far behind, or counted for long: start anew rather than catch up with a flood or lose precision.
+  if (owed > rate_ / 10 + kMaxBatch || elapsed > 60) begin_pace(now);
+  return static_cast<uint32_t>(std::min<uint64_t>(owed, most));
 }
 
+// Frames that may be sent without having more than `window` under way.
 uint32_t TrafficStation::due_by_window(uint64_t window) {
   const uint64_t in_flight = sent_ - shared_.arrived[number_] - in_flight_base_;
+  const uint64_t now = tsc_now();
   if (in_flight < window) {
-    window_begin_ = tsc_now();
+    room_seen_ = now;
     return static_cast<uint32_t>(std::min<uint64_t>(window - in_flight, options_.burst));
   }
-  const uint64_t now = tsc_now();
-  if (now - window_begin_ > us(kLostAfterUs)) begin_window(now);
+  if (now - room_seen_ > us(kLostAfterUs)) begin_window(now);
   return 0;
 }
 

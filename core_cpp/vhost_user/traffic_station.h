@@ -64,6 +64,7 @@ class TrafficStation final : public FrontendOwner {
   uint32_t send_frames(DriverTx& queue, uint32_t queue_number, uint32_t wanted);
   uint32_t due();
   uint32_t due_by_window(uint64_t window);
+  void begin_pace(uint64_t now);
   void begin_window(uint64_t now);
 
   const TrafficOptions options_;
@@ -87,8 +88,9 @@ class TrafficStation final : public FrontendOwner {
   uint64_t sent_ = 0;            // all frames of this connection
   uint32_t serial_ = 0;          // of the settings that the pacing below belongs to
   uint64_t rate_;                // in force
-  uint64_t window_begin_ = 0;    // TSC
-  uint64_t window_sent_ = 0;     // frames since
+  uint64_t pace_begin_ = 0;      // TSC
+  uint64_t pace_sent_ = 0;       // frames since
+  uint64_t room_seen_ = 0;       // TSC: when fewer frames were under way than may be
   uint64_t in_flight_base_ = 0;  // sent_ - arrived when the last window began: frames that will not come any more
   bool ready_ = false;
   std::unique_ptr<DriverDevice> device_;

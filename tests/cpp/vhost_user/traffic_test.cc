@@ -180,6 +180,21 @@ TEST_CASE("TrafficRunner: a window bounds the frames under way, and what is lost
   CHECK(runner.stats()[0].tx_frames <= runner.stats()[0].rx_frames + 5 * 50);
 }
 
+TEST_CASE("TrafficRunner: a window holds beside a rate, for what is owed, too") {
+  TempDir directory;
+  TrafficOptions options = options_for(directory);
+  options.rate = 1'000'000;
+  EchoThread device(options.guest.socket);
+  device.set_silent(true);
+  TrafficRunner runner({options}, -1);
+  runner.set_window(5);
+  REQUIRE(static_cast<bool>(runner.start()));
+  REQUIRE(eventually([&] { return runner.stats()[0].tx_frames >= 15; }));
+  CHECK(runner.stats()[0].tx_frames % 5 == 0);
+  device.set_silent(false);
+  CHECK(eventually([&] { return runner.stats()[0].rx_frames > 1000; }));
+}
+
 TEST_CASE("TrafficRunner: rests, sends nothing and goes on, all over one connection") {
   TempDir directory;
   const TrafficOptions options = options_for(directory);
