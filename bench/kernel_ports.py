@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel-backed ports beside those of OVS-DPDK: two hosts (network namespaces) that talk through the switch.
 
-python -m bench.kernel_ports --json bench/results/kernel-ports.json
+python -m bench.kernel_ports --json bench/results/kernel-ports/local.json
 python -m bench.kernel_ports --contenders ours-afpacket,ovs-af_packet --rounds 1 --seconds 1 --json FILE
 
 Every contender has namespaces of its own and is started before the first round; while one is measured the others are
