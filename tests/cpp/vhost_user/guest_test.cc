@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vhost_user/guest.h"
 
-#include <chrono>
-
 #include "support/echo_device.h"
+#include "support/eventually.h"
 #include "support/temp_dir.h"
 #include "virtio/spec.h"
 
@@ -14,15 +13,6 @@ std::vector<uint8_t> make_frame(size_t bytes, uint8_t mark) {
   std::vector<uint8_t> frame(bytes, mark);
   frame[0] = 2;
   return frame;
-}
-
-bool eventually(const std::function<bool()>& condition) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::yield();
-  }
-  return true;
 }
 
 }  // namespace
