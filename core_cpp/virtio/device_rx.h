@@ -93,9 +93,13 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     std::array<Head, kMaxBatch> heads;
     uint32_t taken = 0;
     uint32_t steps = 0;
-    while (taken < kMaxBatch && steps < kMaxSteps) {
-      const uint32_t count = ring_.fetch(heads.data(), kMaxBatch - taken);
-      if (count == 0) break;
+    // Less than was asked for is all there is, unless fetch stopped at a chain: another look would only take the
+    // driver's line away while it writes the next ones.
+    bool more = true;
+    while (more && taken < kMaxBatch && steps < kMaxSteps) {
+      const uint32_t wanted = kMaxBatch - taken;
+      const uint32_t count = ring_.fetch(heads.data(), wanted);
+      more = count == wanted;
       uint32_t i = 0;
       while (i < count && steps < kMaxSteps) {
         const uint32_t run = stage_run(heads.data() + i, count - i);
@@ -103,6 +107,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
         taken += run;
         if (i == count) break;
         if (!stage_chain(batch, drops, heads[i], steps)) return taken;
+        more = true;
         ++i;
         ++taken;
       }
