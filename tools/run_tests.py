@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
@@ -71,7 +72,7 @@ def run(*command: str | Path, timeout: float = 1800, quiet: bool = False) -> str
     if done.returncode:
         if quiet:
             sys.stdout.write(done.stdout)
-        raise Failed(f"status {done.returncode}: {' '.join(text)}")
+        raise Failed(f"status {done.returncode}: {shorten(' '.join(text), 160, placeholder=' ...')}")
     return done.stdout or ""
 
 
