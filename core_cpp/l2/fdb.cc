@@ -47,11 +47,10 @@ Fdb::Impl::Impl(uint32_t mac_limit, uint32_t seconds, std::pmr::memory_resource*
       events(std::clamp<size_t>(mac_limit, 1024, 16384)) {}
 
 Fdb::Fdb(uint32_t mac_limit, uint32_t ageing_seconds, std::pmr::memory_resource* memory)
-    : impl_(std::make_unique<Impl>(mac_limit, ageing_seconds, memory)) {}
+    : impl_(std::make_unique<Impl>(mac_limit, ageing_seconds, memory)), table_(&impl_->table) {}
 Fdb::~Fdb() = default;
 
 PortId Fdb::lookup(uint16_t vlan, Mac mac) const { return impl_->table.lookup(vlan, mac); }
-void Fdb::prefetch(uint16_t vlan, Mac mac) const { impl_->table.prefetch(vlan, mac); }
 
 LearnResult Fdb::learn(uint16_t vlan, Mac mac, const PortPolicy& port) {
   Impl& self = *impl_;
@@ -76,7 +75,6 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
     change_port(place, port.id);
     table.set_code(place, epoch);
     totals.moved.add(1);
-    fdb.bump_generation();
     emit(FdbEventKind::kMoved, vlan, mac, port.id, old_port);
     return LearnResult::kMoved;
   }
@@ -87,7 +85,6 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
       return refuse(FdbEventKind::kRefusedBridgeLimit, vlan, mac, port.id, kNoPort);
     }
     evicted = true;
-    fdb.bump_generation();
   }
   Place place = table.make_room(vlan, mac, !passing);
   if (!place) {
@@ -95,7 +92,6 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
     if (evicted || !evict_near(vlan, mac, epoch)) {
       return refuse(FdbEventKind::kRefusedBridgeLimit, vlan, mac, port.id, kNoPort);
     }
-    fdb.bump_generation();
     place = table.make_room(vlan, mac, false);
   }
   insert(place, vlan, mac, port.id, FdbOwner::kLearned, epoch);

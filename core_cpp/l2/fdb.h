@@ -23,6 +23,8 @@
 
 namespace sw {
 
+class FdbTable;
+
 enum class FdbOwner : uint8_t {
   kLearned,   // by the datapath; ages, moves
   kStatic,    // by a person; stays until deleted
@@ -77,16 +79,13 @@ class alignas(64) Fdb {  // workers read its first line every burst: nothing els
   ~Fdb();
 
   // ---- workers ----
-  // Port of (vlan, mac) or kNoPort. May miss an entry that is being displaced: the frame is then flooded once.
-  [[nodiscard]] PortId lookup(uint16_t vlan, Mac mac) const;
-  void prefetch(uint16_t vlan, Mac mac) const;
+  // For lookups. They may miss an entry that is being displaced: the frame is then flooded once.
+  [[nodiscard]] const FdbTable& table() const { return *table_; }
+  [[nodiscard]] PortId lookup(uint16_t vlan, Mac mac) const;  // kNoPort: unknown
   // The source `mac` was seen at `port`. Refreshes, inserts or moves within the limits and emits an event for what
   // changed. kRefused results are also events, at most one per (port, reason) and 100 ms, counted always.
   LearnResult learn(uint16_t vlan, Mac mac, const PortPolicy& port);
-  // Changes whenever an entry moved, vanished or became un-learnable: caches in front of lookup compare it. Not on
-  // inserts. Read it before the lookup whose result is kept: acquire pairs with the release of bump_generation().
-  [[nodiscard]] uint32_t generation() const { return load_acquire(generation_); }
-  // The current epoch byte; a cache of known sources must call learn() again when it changed.
+  // The current epoch byte: the age of entries that were seen just now.
   [[nodiscard]] uint8_t epoch() const { return load_relaxed(epoch_); }
 
   // ---- control (any thread; takes the lock, waiting) ----
@@ -130,12 +129,10 @@ class alignas(64) Fdb {  // workers read its first line every burst: nothing els
   struct Impl;
   template <class Matches>
   uint32_t remove_matching(Matches matches);
-  // After the change it announces, under the lock.
-  void bump_generation() { store_release(generation_, generation_ + 1); }
 
-  uint32_t generation_ = 0;  // written under the lock
-  uint8_t epoch_ = 1;        // written by sweep() only
   std::unique_ptr<Impl> impl_;
+  const FdbTable* table_;  // of impl_
+  uint8_t epoch_ = 1;      // written by sweep() only
 };
 
 }  // namespace sw

@@ -48,17 +48,14 @@ Fdb::SetResult Fdb::set(uint16_t vlan, Mac mac, PortId port, FdbOwner owner) {
   if (const Impl::Place place = self.table.find(vlan, mac)) {
     if (self.table.port_at(place) != port) self.change_port(place, port);
     self.change_owner(place, owner, epoch());
-    bump_generation();
     return SetResult::kReplaced;
   }
   if (self.total() >= self.limit) {
     if (!self.evict_fairly(kNoPort, epoch())) return SetResult::kFull;
-    bump_generation();
   }
   Impl::Place place = self.table.make_room(vlan, mac, true);
   if (!place) {
     if (!self.evict_near(vlan, mac, epoch())) return SetResult::kFull;
-    bump_generation();
     place = self.table.make_room(vlan, mac, false);
   }
   self.insert(place, vlan, mac, port, owner, epoch());
@@ -74,7 +71,6 @@ bool Fdb::remove(uint16_t vlan, Mac mac) {
   self.totals.flushed.add(1);
   self.emit_at(FdbEventKind::kFlushed, place);
   self.erase(place);
-  bump_generation();
   return true;
 }
 
@@ -92,7 +88,6 @@ uint32_t Fdb::remove_matching(Matches matches) {
   for_each_entry(self, visit, [&] {
     if (in_slice == 0) return;
     self.totals.flushed.add(in_slice);
-    bump_generation();
     removed += in_slice;
     in_slice = 0;
   });
@@ -135,7 +130,6 @@ uint32_t Fdb::sweep(uint64_t now_ns) {
     }
     uint32_t surplus = 0;
     while (self.total() > self.limit && surplus < kSurplusPerSweep && self.evict_fairly(kNoPort, epoch())) ++surplus;
-    if (surplus > 0) bump_generation();
   }
   if (steps == 0) return 0;
   uint32_t removed = 0, in_slice = 0;
@@ -152,7 +146,6 @@ uint32_t Fdb::sweep(uint64_t now_ns) {
   for_each_entry(self, visit, [&] {
     if (in_slice == 0) return;
     self.totals.aged.add(in_slice);
-    bump_generation();
     removed += in_slice;
     in_slice = 0;
   });

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "l2/fdb_table.h"
 
-#include <sys/mman.h>
-
 #include <bit>
 #include <new>
 #include <random>
@@ -13,7 +11,7 @@ namespace sw {
 
 namespace {
 
-constexpr size_t kFdbAlignment = 4096;  // madvise wants whole pages
+constexpr size_t kFdbAlignment = 4096;  // so that small tables take no more pages than they must
 
 constexpr uint8_t code_of(uint64_t ages, uint32_t slot) { return static_cast<uint8_t>(ages >> (8 * slot)); }
 
@@ -26,14 +24,13 @@ constexpr uint64_t with_next_version(uint64_t ages) { return ages + (uint64_t{1}
 }  // namespace
 
 FdbTable::FdbTable(uint32_t buckets, Seed seed, std::pmr::memory_resource* memory)
-    : memory_(memory), buckets_(nullptr), mask_(buckets - 1), seed_(seed), used_((buckets + 63) / 64) {
+    : memory_(memory), buckets_(nullptr), index_{nullptr, buckets - 1, seed}, used_((buckets + 63) / 64) {
   SW_CHECK(std::has_single_bit(buckets) && buckets >= kFdbMinBuckets);
   const size_t size = size_t{buckets} * sizeof(FdbBucket);
   void* const at = memory_->allocate(size, kFdbAlignment);
-  // Lookups hit random lines: huge pages save a TLB miss each. Only a wish, for memory that is not on them already.
-  (void)::madvise(at, size, MADV_HUGEPAGE);
   std::memset(at, 0, size);  // touch it all now, so that no worker takes a page fault later
   buckets_ = static_cast<FdbBucket*>(at);
+  index_.buckets = buckets_;
 }
 
 FdbTable::~FdbTable() { memory_->deallocate(buckets_, table_bytes(), kFdbAlignment); }
@@ -46,38 +43,22 @@ FdbTable::Seed FdbTable::random_seed() {
 
 size_t FdbTable::bytes() const { return table_bytes() + used_.size() * sizeof(uint64_t); }
 
-PortId FdbTable::lookup(uint16_t vlan, Mac mac) const {
-  uint64_t word;
-  return locate(vlan, mac, word) ? static_cast<PortId>((word & kPortMask) - 1) : kNoPort;
-}
-
-FdbTable::Place FdbTable::locate(uint16_t vlan, Mac mac, uint64_t& word) const {
-  const uint64_t both = hashes(mac);
-  for (uint32_t choice = 0; choice < 2; ++choice) {
-    const uint32_t number = (static_cast<uint32_t>(both >> (32 * choice)) ^ (vlan & kVlanIdMask)) & mask_;
-    const FdbBucket& bucket = buckets_[number];
-    const uint64_t key = mac << 16 | (choice != 0 ? kChoiceBit : 0);
-    for (uint32_t slot = 0; slot < kFdbSlots; ++slot) {
-      // Acquire pairs with the release in move(): who sees the original gone sees the copy in the second bucket.
-      word = load_acquire(bucket.words[slot]);
-      // The XOR leaves port + 1 if it matches, and 0 if MAC 0 is compared with an empty slot.
-      if ((word ^ key) - 1 < kPortMask) return {number, slot};
-    }
-  }
-  return {};
+FdbTable::Entry FdbTable::answer_second(const Query& query, uint16_t vlan) const {
+  // The words of the first bucket were read before those of the second one. x86 keeps loads in order.
+  std::atomic_signal_fence(std::memory_order_acquire);
+  return find_in(buckets_[home(vlan, query.key >> 16, 1)], query.key | kChoiceBit);
 }
 
 bool FdbTable::refresh(uint16_t vlan, Mac mac, PortId port, uint8_t epoch) {
-  uint64_t entry;
-  const Place place = locate(vlan, mac, entry);
-  if (!place || (entry & kPortMask) != uint64_t{port} + 1) return false;
-  FdbBucket& bucket = buckets_[place.bucket];
-  std::atomic_ref<uint64_t> ages(bucket.ages);
+  const Entry entry = answer(ask(vlan, mac), vlan);
+  if (entry.port() != port) return false;
+  const Place place = place_of(entry);
+  std::atomic_ref<uint64_t> ages(buckets_[place.bucket].ages);
   for (;;) {
     // The version is read before the word is confirmed, so that a word which is replaced later fails the swap below.
     // Acquire pairs with the release of write_code().
     uint64_t seen = ages.load(std::memory_order_acquire);
-    if (load_acquire(bucket.words[place.slot]) != entry) return false;
+    if (load_acquire(*entry.at) != entry.word) return false;
     const uint8_t code = code_of(seen, place.slot);
     if (code == epoch || code > kFdbEpochs) return true;
     if (code == kFdbEmpty) return false;  // going away this moment

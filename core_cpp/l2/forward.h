@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/bytes.h"
 #include "l2/fdb.h"
 #include "l2/policy.h"
 #include "net/frame.h"
@@ -33,6 +34,20 @@ class Groups {
     PortId port = kNoPort;
     uint8_t count = 0;
     uint8_t* frames = nullptr;
+
+    // Frames begin..end-1. Eight numbers are written at a time, beyond `end` too.
+    void append(uint32_t begin, uint32_t end) {
+      uint64_t numbers = 0x0706'0504'0302'0100 + begin * 0x0101'0101'0101'0101;
+      uint8_t* to = frames + count;
+      count = static_cast<uint8_t>(count + end - begin);
+      store_unaligned(to, numbers);
+      while (end - begin > 8) [[unlikely]] {
+        begin += 8;
+        to += 8;
+        numbers += 0x0808'0808'0808'0808;
+        store_unaligned(to, numbers);
+      }
+    }
   };
   List open(PortId port) {
     if (counts_[port] == 0) touched_[touched_count_++] = port;
@@ -48,10 +63,10 @@ class Groups {
   uint32_t touched_count_ = 0;
   std::array<PortId, kMaxPorts> touched_{};
   std::array<uint8_t, kMaxPorts> counts_{};
-  std::array<std::array<uint8_t, kMaxBatch>, kMaxPorts> lists_{};
+  std::array<std::array<uint8_t, kMaxBatch + 8>, kMaxPorts> lists_{};  // and room for what append() writes too much
 };
 
-// One worker's side of switching: its caches in front of the Fdbs. Not shared between threads.
+// One worker's side of switching. Not shared between threads.
 class Forwarder {
  public:
   Forwarder();
@@ -60,12 +75,12 @@ class Forwarder {
   // `forwarded` grow so that received + replicated = forwarded + drops. Sets frame.vlan, tci, tagged.
   void forward(Batch& batch, const PortPolicy& source, const BridgeView& bridge, PortWorkerCounters& counters,
                Groups& out);
-  // The plan changed: forget cached pointers.
+  // The plan changed: forget who gets floods.
   void reset();
 
  private:
-  struct Caches;
-  std::unique_ptr<Caches> caches_;
+  struct Scratch;
+  std::unique_ptr<Scratch> scratch_;
 };
 
 // Give the frames of a group the tagging that `destination` wants. Nothing to do when bridge.vlan_transparent.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mem/arena.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <iterator>
 #include <utility>
@@ -12,6 +14,20 @@ namespace {
 constexpr size_t kGranule = 64;  // a cache line: pieces never share one
 
 size_t rounded(size_t bytes) { return (bytes + kGranule - 1) / kGranule * kGranule; }
+
+// A piece from the heap that fills half a huge page or more gets whole ones, if the kernel has some: tables are looked
+// up at random, and every small page would be a TLB miss.
+struct HeapPiece {
+  size_t bytes, alignment;
+  bool huge;
+
+  HeapPiece(size_t wanted, size_t wanted_alignment)
+      : bytes(wanted), alignment(wanted_alignment), huge(wanted >= kHugePage2M / 2) {
+    if (!huge) return;
+    bytes = (wanted + kHugePage2M - 1) / kHugePage2M * kHugePage2M;
+    alignment = std::max(wanted_alignment, kHugePage2M);
+  }
+};
 
 }  // namespace
 
@@ -30,13 +46,17 @@ void* Arena::do_allocate(size_t bytes, size_t alignment) {
     used_ += wanted;
     return region_.data() + start;
   }
-  return std::pmr::new_delete_resource()->allocate(bytes, alignment);
+  const HeapPiece piece(bytes, alignment);
+  void* const at = std::pmr::new_delete_resource()->allocate(piece.bytes, piece.alignment);
+  if (piece.huge) (void)::madvise(at, piece.bytes, MADV_HUGEPAGE);  // only a wish
+  return at;
 }
 
 void Arena::do_deallocate(void* pointer, size_t bytes, size_t alignment) {
   auto* const byte = static_cast<std::byte*>(pointer);
   if (byte < region_.data() || byte >= region_.data() + region_.size()) {
-    std::pmr::new_delete_resource()->deallocate(pointer, bytes, alignment);
+    const HeapPiece piece(bytes, alignment);
+    std::pmr::new_delete_resource()->deallocate(pointer, piece.bytes, piece.alignment);
     return;
   }
   size_t offset = static_cast<size_t>(byte - region_.data());

@@ -17,8 +17,8 @@ constexpr uint64_t kEventIdx = feature_mask(VIRTIO_F_EVENT_IDX);
 constexpr uint64_t kOffloads = feature_mask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4,
                                             VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_GUEST_TSO6) |
                                kMergeable;
-constexpr uint32_t kHotMacs = 1024;
-constexpr uint32_t kColdMacs = 16384;  // more than any cache in front of the table is meant to hold
+constexpr uint32_t kSomeMacs = 1024;
+constexpr uint32_t kManyMacs = 16384;
 
 struct Ring {
   const char* name;
@@ -67,15 +67,15 @@ void add_rings(std::vector<Path>& paths) {
 }
 
 void add_switching(std::vector<Path>& paths) {
-  Path hot = of("split-64-macs-hot", kSplit);
-  hot.macs = hot.frames;
-  paths.push_back(hot);
+  Path each = of("split-64-macs-32", kSplit);
+  each.macs = each.frames;
+  paths.push_back(each);
   Path thousand = of("split-64-macs-1k", kSplit);
-  thousand.macs = kHotMacs;
+  thousand.macs = kSomeMacs;
   paths.push_back(thousand);
-  Path cold = of("split-64-macs-cold", kSplit);
-  cold.macs = kColdMacs;
-  paths.push_back(cold);
+  Path many = of("split-64-macs-16k", kSplit);
+  many.macs = kManyMacs;
+  paths.push_back(many);
   Path vlan = of("split-64-vlan-access", kSplit);
   vlan.world.access_vlan = 10;
   paths.push_back(vlan);

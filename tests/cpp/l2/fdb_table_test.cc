@@ -146,6 +146,26 @@ TEST_CASE("FdbTable: a refresh ages learned entries only, at their port only") {
   CHECK(table.code_at(table.find(1, 0xbb)) == kFdbStatic);
 }
 
+TEST_CASE("FdbTable: an entry is fresh at its port, in its epoch or without age, in every slot of both buckets") {
+  FdbTable table(kFdbMinBuckets, kSeed);
+  const std::vector<Mac> macs = aimed_at(table, 40, 20);  // seven fill the first bucket, the others their second ones
+  for (size_t i = 0; i < macs.size(); ++i) {
+    REQUIRE(insert(table, 0, macs[i], static_cast<PortId>(i), i % 2 == 0 ? uint8_t{9} : kFdbHeld));
+  }
+  std::set<uint32_t> slots;
+  for (size_t i = 0; i < macs.size(); ++i) {
+    const auto port = static_cast<PortId>(i);
+    const FdbTable::Query query = table.ask(0, macs[i]);
+    CHECK(table.is_fresh_at(query, 0, port, 9));
+    CHECK(table.is_fresh_at(query, 0, port, 10) == (i % 2 != 0));
+    CHECK_FALSE(table.is_fresh_at(query, 0, static_cast<PortId>(port + 1), 9));
+    if (table.find(0, macs[i]).bucket == 40) slots.insert(table.find(0, macs[i]).slot);
+  }
+  CHECK(slots.size() == kFdbSlots);
+  CHECK_FALSE(table.is_fresh_at(table.ask(0, macs.back() + 1), 0, 3, 9));
+  CHECK_FALSE(table.is_fresh_at(table.ask(0, 0), 0, 0, 9));  // an empty slot is no entry of MAC 0
+}
+
 TEST_CASE("FdbTable: age bytes and ports follow an entry that is displaced") {
   FdbTable table(kFdbMinBuckets, kSeed);
   const std::vector<Mac> macs = aimed_at(table, 77, 60);

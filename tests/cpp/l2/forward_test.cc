@@ -63,8 +63,8 @@ TEST_CASE("Forwarder: a move is followed by the frames after it, in the same bat
   World world({plain(1), plain(2), plain(3)});
   world.send(2, frame(kA, kB));
   world.send(1, frame(kB, kA));
-  CHECK(world.send(1, frame(kB, kA)).contains(2));  // now in the cache
-  world.send(3, frame(kMacBroadcast, kB));          // kB moves to port 3
+  CHECK(world.send(1, frame(kB, kA)).contains(2));
+  world.send(3, frame(kMacBroadcast, kB));  // kB moves to port 3
   CHECK(world.send(1, frame(kB, kA)).contains(3));
   // A batch of port 1 in which kB itself shows up at port 1: afterwards it is a hairpin.
   const auto out = world.send(1, {frame(kB, kA, 1), frame(kMacBroadcast, kB, 2), frame(kB, kA, 3)});
@@ -102,7 +102,7 @@ TEST_CASE("Forwarder: a source that was evicted is learned again from its next f
   CHECK(world.fdb->lookup(0, kA) == 1);
 }
 
-TEST_CASE("Forwarder: a source seen in every epoch does not expire though it is cached") {
+TEST_CASE("Forwarder: a source seen in every epoch does not expire") {
   World world({plain(1), plain(2)});
   uint64_t now = 1'000'000'000;
   world.fdb->sweep(now);
@@ -144,7 +144,7 @@ TEST_CASE("Forwarder: dropped frames teach nothing, hairpins do") {
   CHECK(world.fdb->lookup(10, kA) == 1);
 }
 
-TEST_CASE("Forwarder: a new plan changes what caches remembered") {
+TEST_CASE("Forwarder: a new plan counts from the next frame on") {
   World world({plain(1), plain(2), plain(3)});
   world.send(2, frame(kA, kB));
   world.send(1, frame(kB, kA));
@@ -175,6 +175,49 @@ TEST_CASE("Forwarder: a train after a dropped frame is still admitted on its own
   CHECK(world.drops(DropReason::kSourceZero) == 3);
 }
 
+TEST_CASE("Forwarder: runs of every length keep their frames, between frames that go elsewhere") {
+  World world({plain(1), plain(2), plain(3)});
+  world.fdb->set(0, kB, 2, FdbOwner::kStatic);
+  world.fdb->set(0, kC, 3, FdbOwner::kStatic);
+  world.send(1, frame(kB, kA));
+  for (uint8_t length = 1; length <= kMaxBatch - 2; ++length) {
+    std::vector<Bytes> frames = {frame(kC, kA, 200)}, expected;
+    for (uint8_t i = 0; i < length; ++i) expected.push_back(frame(kB, kA, i));
+    frames.insert(frames.end(), expected.begin(), expected.end());
+    frames.push_back(frame(kC, kA, 201));
+    const auto out = world.send(1, frames);
+    REQUIRE(out.at(2) == expected);
+    REQUIRE(out.at(3) == std::vector<Bytes>{frame(kC, kA, 200), frame(kC, kA, 201)});
+  }
+}
+
+TEST_CASE("Forwarder: a vendor's reserved address is not forwarded to, though somebody sent from it") {
+  constexpr Mac kReserved = 0x00e02b000000, kOrdinary = 0x00e02b000001;
+  World world({plain(1), plain(2), plain(3)});
+  world.send(2, {frame(kA, kReserved), frame(kA, kOrdinary)});
+  CHECK(world.send(1, {frame(kReserved, kA), frame(kReserved, kA)}).empty());
+  CHECK(world.drops(DropReason::kReservedMac) == 2);
+  const auto out = world.send(1, frame(kOrdinary, kA));
+  CHECK(out.size() == 1);
+  CHECK(out.contains(2));
+}
+
+TEST_CASE("Forwarder: what a port may not do is asked again, whatever the table knows") {
+  World world({trunk(1, {10}), trunk(2, {10})});
+  world.send(2, frame(kA, kB, 0, 10));
+  world.send(1, frame(kB, kA, 0, 10));
+  CHECK(world.send(1, frame(kB, kA, 0, 10)).size() == 1);
+  world.policy(1).vlan.trunk.reset(10);
+  world.plan();
+  CHECK(world.send(1, {frame(kB, kA, 0, 10), frame(kB, kA, 1, 10)}).empty());
+  CHECK(world.drops(DropReason::kVlanNotAllowed) == 2);
+  world.policy(1).vlan.trunk.set(10);
+  world.policy(1).enabled = false;
+  world.plan();
+  CHECK(world.send(1, frame(kB, kA, 0, 10)).empty());
+  CHECK(world.drops(DropReason::kPortDisabled) == 1);
+}
+
 TEST_CASE("Forwarder: long frames keep their bodies through tag edits") {
   World world({trunk(1, {10}), access(2, 10), trunk(3, {10})});
   Bytes tagged = frame(kMacBroadcast, kA, 1, 0x600a), plain_frame = frame(kMacBroadcast, kA, 1);
@@ -195,7 +238,7 @@ TEST_CASE("Forwarder: one worker serves bridges that do not know each other") {
   second.fdb->set(0, kB, 4, FdbOwner::kStatic);
   for (int round = 0; round < 3; ++round) {
     CHECK(first.send(1, frame(kB, kA)).contains(2));
-    std::swap(first.forwarder, second.forwarder);  // the same caches see both
+    std::swap(first.forwarder, second.forwarder);  // the same worker sees both
     CHECK(second.send(3, frame(kB, kA)).contains(4));
   }
 }
