@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -65,12 +66,12 @@ class PackedRing {
     const uint32_t size = size_;  // locals: stores through `out` must not make the compiler read members again
     const uint64_t* const ring = words_of(0);
     uint32_t at = read_;
-    bool wrap = wrap_;
+    uint64_t avail = uint64_t{packed_avail_flags(wrap_)} << 48;
     for (uint32_t i = 0; i < max; ++i) {
       const uint64_t* const words = ring + size_t{at} * 2;
       const uint64_t high = load_acquire(words[1]);  // pairs with the driver's release of the flags: list and buffers
+      if ((high & kLapBits) != avail) return i;
       const uint16_t flags = bits48(high);
-      if (!packed_is_avail(flags, wrap)) return i;
       const uint16_t id = bits32(high);
       out[i] = {load_relaxed(words[0]), low32(high), flags, 0, id};
       if ((flags & VRING_DESC_F_NEXT) != 0) return i + 1;
@@ -78,9 +79,9 @@ class PackedRing {
         if (i == 0) fault_.set(RingFault::kBadId, id, size);
         return i;
       }
-      if (++at == size) {
+      if (++at == size) [[unlikely]] {
         at = 0;
-        wrap = !wrap;
+        avail ^= kLapBits;  // one of the two, then the other
       }
     }
     return max;
@@ -123,6 +124,7 @@ class PackedRing {
       write_back();
     }
     taken_list_[taken_++] = {len, id, slots};
+    taken_slots_ += slots;
     outstanding_ += slots;
     read_ += slots;
     if (read_ >= size_) {
@@ -141,6 +143,7 @@ class PackedRing {
     Taken* const list = taken_list_.data() + taken_;
     for (uint32_t i = 0; i < count; ++i) list[i] = {kWritten ? lens[i] : 0, heads[i].id, 1};
     taken_ += count;
+    taken_slots_ += count;
     outstanding_ += count;
     read_ += count;
     if (read_ >= size_) {
@@ -156,6 +159,7 @@ class PackedRing {
   void rollback(uint32_t mark) {
     while (taken_ > mark) {
       const uint32_t slots = taken_list_[--taken_].slots;
+      taken_slots_ -= slots;
       outstanding_ -= slots;
       if (read_ < slots) {
         read_ += size_;
@@ -221,11 +225,12 @@ class PackedRing {
   [[nodiscard]] const RingFault& fault() const { return fault_; }
 
  private:
-  struct Taken {
+  struct Taken {  // len and id as in the second word of a descriptor
     uint32_t len;
     uint16_t id;
     uint16_t slots;
   };
+  static constexpr uint64_t kLapBits = uint64_t{kPackedAvailBit | kPackedUsedBit} << 48;
 
   [[nodiscard]] uint64_t* words_of(uint32_t slot) const {
     return reinterpret_cast<uint64_t*>(descriptors_ + size_t{slot} * sizeof(VringPackedDesc));
@@ -241,50 +246,51 @@ class PackedRing {
     if (taken_ == 0) return;
     uint32_t slot = read_;
     bool wrap = wrap_;
-    uint32_t total = 0;
-    for (uint32_t i = 0; i < taken_; ++i) total += taken_list_[i].slots;
-    if (slot < total) {  // total <= outstanding_ <= size_
+    if (slot < taken_slots_) {  // taken_slots_ <= outstanding_ <= size_
       slot += size_;
       wrap = !wrap;
     }
-    slot -= total;
+    slot -= taken_slots_;
+    const uint32_t count = taken_;
+    taken_ = 0;
+    taken_slots_ = 0;
+    uint32_t i = 0;
+    uint64_t used = uint64_t{packed_used_flags(wrap)} << 48;
+    if (!head_pending_) {
+      keep_head(slot, used);
+      head_word_ = used_word(used, taken_list_[0]);
+      slot += taken_list_[0].slots;
+      i = 1;
+    }
     if (batch_used_) {
       // 2.8.8: the driver takes the id for the last buffer of the batch and skips to behind it.
-      if (!head_pending_) keep_head(slot, wrap);
-      head_word_ = used_word(head_wrap_, 0, taken_list_[taken_ - 1].id);
-      taken_ = 0;
+      head_word_ = used_word(head_used_, {0, taken_list_[count - 1].id, 0});
       return;
     }
     uint64_t* const ring = words_of(0);  // locals: see fetch()
     const uint32_t size = size_;
-    const uint32_t count = taken_;
-    for (uint32_t i = 0; i < count; ++i) {
-      const Taken taken = taken_list_[i];
-      const uint64_t word = used_word(wrap, taken.len, taken.id);
-      if (i == 0 && !head_pending_) {
-        keep_head(slot, wrap);
-        head_word_ = word;
-      } else {
-        store_relaxed(ring[size_t{slot} * 2 + 1], word);
-        if (log_ != nullptr) [[unlikely]]
-          log_slot(slot);
-      }
-      slot += taken.slots;
-      if (slot >= size) {
+    for (; i < count; ++i) {
+      if (slot >= size) [[unlikely]] {
         slot -= size;
-        wrap = !wrap;
+        used ^= kLapBits;
       }
+      const Taken taken = taken_list_[i];
+      store_relaxed(ring[size_t{slot} * 2 + 1], used_word(used, taken));
+      if (log_ != nullptr) [[unlikely]]
+        log_slot(slot);
+      slot += taken.slots;
     }
-    taken_ = 0;
   }
-  void keep_head(uint32_t slot, bool wrap) {
+  void keep_head(uint32_t slot, uint64_t used) {
     head_pending_ = true;
     head_slot_ = slot;
-    head_wrap_ = wrap;
+    head_used_ = used;
   }
-  static uint64_t used_word(bool wrap, uint32_t len, uint16_t id) {
-    const uint16_t flags = packed_used_flags(wrap) | (len != 0 ? VRING_DESC_F_WRITE : 0);
-    return uint64_t{flags} << 48 | uint64_t{id} << 32 | len;
+  // `used`: the flags of its lap, in place.
+  static uint64_t used_word(uint64_t used, Taken taken) {
+    constexpr uint64_t kWritten = uint64_t{VRING_DESC_F_WRITE} << 48;
+    const uint64_t len_and_id = std::bit_cast<uint64_t>(taken) & 0xffff'ffff'ffff;
+    return used | len_and_id | (taken.len != 0 ? kWritten : 0);
   }
   void log_slot(uint32_t slot) const {
     log_->mark(log_guest_ + uint64_t{slot} * sizeof(VringPackedDesc), sizeof(VringPackedDesc));
@@ -307,7 +313,6 @@ class PackedRing {
   bool dirty_ = false;
   bool first_signal_ = true;
   bool head_pending_ = false;  // head_word_ waits for publish
-  bool head_wrap_ = true;      // of the lap of head_slot_
   bool written_wrap_ = true;
   uint32_t read_ = 0;         // next slot to look at; also the next slot to return, once all taken lists are published
   uint32_t written_ = 0;      // slot behind the last published one
@@ -315,8 +320,10 @@ class PackedRing {
   uint32_t unsignalled_ = 0;  // slots published since then
   uint32_t outstanding_ = 0;  // slots taken and not published: never more than size_
   uint32_t head_slot_ = 0;
+  uint64_t head_used_ = 0;  // the flags of its lap, in place
   uint64_t head_word_ = 0;
   uint32_t taken_ = 0;
+  uint32_t taken_slots_ = 0;  // of those in taken_list_
   std::array<Taken, kMaxTaken> taken_list_;
   const std::shared_ptr<DirtyLog> log_;
   uint64_t log_guest_ = 0;
