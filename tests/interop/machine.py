@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.interop import guest_image, needs
 from tests.interop.guest_image import Archive
 from tests.interop.process import Process
+from tests.interop.qemu import Nic
 
 # What the machine itself needs: the host's files, and a writable layer above them.
 OWN_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
@@ -106,8 +107,9 @@ class Machine:
         path.write_bytes(archive.finish())
         return path
 
-    def start(self, script: str, folder: Path, to_terminal: bool = False) -> Process:
-        """Run a shell script in the checkout. `folder` is an absolute path, shared with the machine."""
+    def start(self, script: str, folder: Path, to_terminal: bool = False, nic: Nic | None = None) -> Process:
+        """Run a shell script in the checkout. `folder` is an absolute path, shared with the machine. `nic` becomes its
+        eth0; it wants the module virtio_net."""
         keep = {name: os.environ[name] for name in ("CI", "LANG", "LC_ALL") if name in os.environ}
         environment = keep | {
             "PATH": f"{Path(sys.executable).parent}:{needs.SEARCH}",
@@ -118,6 +120,10 @@ class Machine:
         (folder / "run").write_text(f"{exports}cd {shlex.quote(str(needs.ROOT))}\n{script}\n")
         (folder / "status").unlink(missing_ok=True)
         share = "local,security_model=none,multidevs=remap"
+        network: list[str] = []
+        if nic:  # whose other end must see the machine's memory
+            memory = f"memory-backend-memfd,id=mem,size={self.memory_mb}M,share=on"
+            network = ["-object", memory, "-machine", "memory-backend=mem", *nic.arguments()]
         command = [
             self._qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self.cpus),
@@ -127,6 +133,7 @@ class Machine:
             "-fsdev", f"{share},id=root,path=/,readonly=on", "-device", f"virtio-9p-pci,fsdev=root,mount_tag={ROOT}",
             "-fsdev", f"{share},id=share,path={folder}", "-device", f"virtio-9p-pci,fsdev=share,mount_tag={SHARE}",
             "-serial", f"file:{folder}/console", "-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out",
+            *network,
         ]  # fmt: skip
         return Process(command, folder / "output", stdout=sys.stdout.fileno() if to_terminal else None)
 
@@ -148,7 +155,7 @@ class Machine:
         kernel = console.read_text(errors="replace")[-3000:] if console.exists() else ""
         return f"\n--- output\n{process.text()[-6000:]}\n--- console\n{kernel}"
 
-    def run(self, script: str, folder: Path, seconds: float = 120.0) -> str:
+    def run(self, script: str, folder: Path, seconds: float = 300.0) -> str:
         """The script's output; MachineError unless its status is 0."""
         done = self.finish(self.start(script, folder), folder, seconds)
         if done.status:

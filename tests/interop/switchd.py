@@ -153,7 +153,7 @@ class Switchd:
         command = [*self.prefix, entry_point("switchd"), "--config", str(self.file)]
         self.process = Process(command, self.log)
         if wait:
-            wait_until("switchd answers on its control socket", self.answers, 30.0)
+            wait_until("switchd answers on its control socket", self.answers, 120.0)
         return self.process
 
     def stop(self) -> None:

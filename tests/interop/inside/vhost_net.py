@@ -3,6 +3,9 @@
 
     python -m tests.interop.inside.vhost_net FOLDER
 
+The machine's own interface is a port, too: whoever is behind it may talk to the stations while FOLDER/ready exists, and
+says with FOLDER/finished that it has done so.
+
 Writes one line a check; the first that fails ends it with status 1. Whoever receives verifies checksums only where no
 offload says that they are still open: that is at the stations of the ports without offloads.
 """
@@ -35,6 +38,7 @@ PORTS: list[dict[str, Any]] = [
     {"name": "vhoff", "type": "tap", "device": "t-vhoff", "vhost": True, "offloads": False},
     {"name": "plain", "type": "tap", "device": "t-plain", "offloads": False},
     {"name": "uplink", "type": "afpacket", "device": "up0"},
+    {"name": "outside", "type": "afpacket", "device": "eth0"},
 ]
 PAIRS = (("vh", "plain"), ("vh", "vhoff"), ("vh", "uplink"))
 CYCLES = 5
@@ -117,6 +121,18 @@ def transfers(switch: Switchd, nets: dict[str, Netns], folder: Path) -> None:
     say("every frame is accounted for")
 
 
+def visit(nets: dict[str, Netns], home: Path, folder: Path) -> None:
+    """Somebody from outside the machine talks to the stations behind vhost-net."""
+    with iperf_server(nets["vh"], home), iperf_server(nets["vhoff"], home):
+        (folder / "ready").touch()
+        wait_until("the visitor is done", lambda: (folder / "finished").exists(), 150)
+        (folder / "ready").unlink()
+    for name in ("vh", "vhoff"):
+        errors = checksum_errors(nets[name])
+        assert not any(errors.values()), f"{name}: {errors}"
+    say("a visitor was served")
+
+
 def statuses(api: Api) -> None:
     for name, mode in (("vh", "vhost-net"), ("vhoff", "vhost-net"), ("plain", "read and write")):
         port = api.ask("GET", f"/v1/ports/{name}")
@@ -171,6 +187,7 @@ def stations() -> Iterator[dict[str, Netns]]:
         nets = {name: stack.enter_context(Netns()) for name in STATIONS}
         call("ip", "link", "add", "up0", "type", "veth", "peer", "name", "far0", "netns", nets["uplink"].name)
         call("ip", "link", "set", "up0", "up")
+        call("ip", "link", "set", "eth0", "up")
         yield nets
 
 
@@ -198,6 +215,8 @@ def main(folder: Path) -> None:
             api = Api(switch.control)
             wait_until("the daemon answers", lambda: switch.control.exists() and answers(api), 120)
             for port in PORTS:
+                if port["name"] not in nets:
+                    continue
                 station = nets[port["name"]]
                 device = "far0" if port["name"] == "uplink" else port["device"]
                 if device != "far0":
@@ -205,13 +224,14 @@ def main(folder: Path) -> None:
                 station.address(device, STATIONS[port["name"]])
             wait_until("ports are up", lambda: all(map(switch.metrics().up, STATIONS)), 60)
             say("ports are up")
+            visit(nets, home, folder)
             transfers(switch, nets, home)
             statuses(api)
             cycles(switch, api, nets, home)
         say("done")
     finally:
         for log in home.glob("*.log"):
-            shutil.copy(log, folder)
+            shutil.copy(log, folder / f"inner-{log.name}")
 
 
 def answers(api: Api) -> bool:
