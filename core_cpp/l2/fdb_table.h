@@ -11,10 +11,10 @@
 // to the same bucket the choice bit keeps the two meanings apart.
 //
 // Readers compare all words of a bucket at once, by vector loads that x86-64 does not tear within a word. What they
-// conclude beyond equality comes from one more load of the word that matched, checked again. A displaced entry is copied to its other
-// bucket before the original goes, so at worst a reader that looked at the second bucket too early misses it once, and
-// the frame is flooded. Workers ask in two steps, ask() for the whole batch and then answer(), so that the buckets'
-// lines arrive together.
+// conclude beyond equality comes from one more load of the word that matched, checked again. A displaced entry is
+// copied to its other bucket before the original goes, so at worst a reader that looked at the second bucket too early
+// misses it once, and the frame is flooded. Workers ask in two steps, ask() for the whole batch and then answer(), so
+// that the buckets' lines arrive together.
 //
 // Ages. Byte i of `ages` says who owns slot i: 0 empty, 1..250 learned and last seen in that epoch, 253..255 owners
 // that do not age. Byte 7 is a version that every change of the bucket's slots or owners increments. Workers refresh an

@@ -121,6 +121,14 @@ TEST_CASE("Forwarder: a port that does not learn still forwards") {
   CHECK(world.fdb->count(FdbOwner::kLearned) == 0);
 }
 
+TEST_CASE("Forwarder: a port that does not learn admits no less strictly, to known stations too") {
+  World world({plain(1), plain(2)});
+  world.policy(1).learning = false;
+  world.fdb->set(0, kB, 2, FdbOwner::kStatic);
+  CHECK(world.send(1, {frame(kB, 0), frame(kB, kA)}).at(2).size() == 1);
+  CHECK(world.drops(DropReason::kSourceZero) == 1);
+}
+
 TEST_CASE("Forwarder: a frame whose source may not be learned is forwarded all the same") {
   World world({plain(1), plain(2), plain(3)});
   world.fdb->set(0, kA, 3, FdbOwner::kStatic);

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <cstring>
 
 using namespace sw;
 
@@ -45,4 +46,18 @@ TEST_CASE("arena: what does not fit comes from the heap") {
   Arena none;
   void* const some = none.allocate(10, 8);
   none.deallocate(some, 10, 8);
+}
+
+TEST_CASE("arena: a large piece of the heap lies on whole huge pages, a small one need not") {
+  Arena none;
+  for (const size_t bytes : {kHugePage2M / 2, kHugePage2M, kHugePage2M + 4096}) {
+    CAPTURE(bytes);
+    void* const large = none.allocate(bytes, 4096);
+    CHECK(reinterpret_cast<uintptr_t>(large) % kHugePage2M == 0);
+    std::memset(large, 1, (bytes + kHugePage2M - 1) / kHugePage2M * kHugePage2M);  // the last page is its own, too
+    none.deallocate(large, bytes, 4096);
+  }
+  void* const small = none.allocate(kHugePage2M / 2 - 1, 4096);
+  CHECK(reinterpret_cast<uintptr_t>(small) % 4096 == 0);
+  none.deallocate(small, kHugePage2M / 2 - 1, 4096);
 }
