@@ -204,8 +204,8 @@ TEST_CASE("datapath: busy queues that share a worker are spread, and no frame is
   };
   for (const std::string& name : names) {
     CHECK(poller(name) == 0);
-    REQUIRE(rig.datapath.set_port(rig.spec(name)));  // the pin goes, the queue stays
-    CHECK(poller(name) == 0);
+    // The pin goes, the queue stays, until they are spread: that may be at once.
+    REQUIRE(rig.datapath.set_port(rig.spec(name)));
   }
   std::string detail;
   const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
