@@ -51,6 +51,21 @@ class PackedDriverRing {
     if constexpr (kInOrder) heads_[first_slot] = id;
   }
 
+  // The next `count` free ids as chains of one buffer each, of `len` bytes at address_of(id).
+  template <class AddressOf>
+  void add_singles(uint32_t count, uint32_t len, AddressOf address_of) {
+    Poster post(*this, len);
+    ids_.take_singles(count, [&](uint16_t id) { post(id, address_of(id)); });
+    post.finish(*this, count);
+  }
+  // The same for ids that came back and go out as they were.
+  template <class IdOf, class AddressOf>
+  void repost(uint32_t count, uint32_t len, IdOf id_of, AddressOf address_of) {
+    Poster post(*this, len);
+    ids_.retake_singles(count, id_of, [&](uint16_t id) { post(id, address_of(id)); });
+    post.finish(*this, count);
+  }
+
   // Pairs with the device's acquire load of the same word: the whole burst and its payload are visible first.
   void publish() {
     if (unpublished_ == 0) return;
@@ -60,14 +75,17 @@ class PackedDriverRing {
   }
 
   template <bool kLengths, class OnUsed>  // lengths come with the flags here
-  void reap(uint32_t limit, OnUsed&& on_used) {
-    while (limit != 0 && ids_.in_flight() != 0 && !ids_.failed()) {
-      // Pairs with the device's release store of the flags: id, length and payload are readable.
-      const uint64_t word = load_acquire(desc_[used_slot_].len_id_flags);
-      if (!packed_is_used(static_cast<uint16_t>(word >> 48), used_wrap_)) return;
-      const auto id = static_cast<uint16_t>(word >> 32);
-      const auto len = static_cast<uint32_t>(word);
-      limit -= std::min<uint32_t>(limit, kInOrder ? reap_group(id, len, on_used) : reap_one(id, len, on_used));
+  void reap(uint32_t limit, OnUsed on_used) {
+    if constexpr (!kInOrder) {
+      reap_each(limit, on_used);
+    } else {
+      while (limit != 0 && ids_.in_flight() != 0 && !ids_.failed()) {
+        // Pairs with the device's release store of the flags: id, length and payload are readable.
+        const uint64_t word = load_acquire(desc_[used_slot_].len_id_flags);
+        if (!packed_is_used(static_cast<uint16_t>(word >> 48), used_wrap_)) return;
+        const auto id = static_cast<uint16_t>(word >> 32);
+        limit -= std::min<uint32_t>(limit, reap_group(id, static_cast<uint32_t>(word), on_used));
+      }
     }
   }
 
@@ -102,6 +120,98 @@ class PackedDriverRing {
   void disarm() { store_relaxed(driver_event_->flags, VRING_PACKED_EVENT_FLAG_DISABLE); }
 
  private:
+  struct Descriptor {
+    uint64_t address;
+    uint64_t len_id_flags;  // as VringPackedDesc: len in bits 31..0, id in 47..32, flags in 63..48
+  };
+  static_assert(sizeof(Descriptor) == sizeof(VringPackedDesc));
+
+  static constexpr uint64_t kLapBits = uint64_t{kPackedAvailBit | kPackedUsedBit} << 48;
+
+  // Writes descriptors of one buffer each, from the next slot on. What it keeps in locals goes back with finish().
+  class Poster {
+   public:
+    Poster(PackedDriverRing& ring, uint32_t len)
+        : desc_(ring.desc_),
+          heads_(ring.heads_.data()),
+          size_(ring.size_),
+          slot_(ring.avail_slot_),
+          rest_(uint64_t{static_cast<uint16_t>(ring.write_flag_ | packed_avail_flags(ring.avail_wrap_))} << 48 | len),
+          wrap_(ring.avail_wrap_),
+          first_(ring.unpublished_ == 0) {}
+
+    void operator()(uint16_t id, uint64_t address) {
+      const uint64_t word = rest_ | uint64_t{id} << 32;
+      store_relaxed(desc_[slot_].address, address);
+      if (first_) [[unlikely]] {
+        first_ = false;
+        burst_slot_ = slot_;
+        burst_word_ = word;
+      } else {
+        store_relaxed(desc_[slot_].len_id_flags, word);
+      }
+      if constexpr (kInOrder) heads_[slot_] = id;
+      if (++slot_ == size_) [[unlikely]] {
+        slot_ = 0;
+        rest_ ^= kLapBits;
+        wrap_ = !wrap_;
+      }
+    }
+    void finish(PackedDriverRing& ring, uint32_t count) const {
+      if (count == 0) return;
+      if (ring.unpublished_ == 0) {
+        ring.burst_slot_ = static_cast<uint16_t>(burst_slot_);
+        ring.burst_word_ = burst_word_;
+      }
+      ring.unpublished_ += count;
+      ring.avail_slot_ = static_cast<uint16_t>(slot_);
+      ring.avail_wrap_ = wrap_;
+    }
+
+   private:
+    Descriptor* const desc_;
+    uint16_t* const heads_;
+    const uint32_t size_;
+    uint32_t slot_;
+    uint64_t rest_;  // flags and length
+    bool wrap_;
+    bool first_;  // of what publish() will show
+    uint32_t burst_slot_ = 0;
+    uint64_t burst_word_ = 0;
+  };
+
+  template <class OnUsed>
+  void reap_each(uint32_t limit, OnUsed& on_used) {
+    const Descriptor* const desc = desc_;  // locals: see DriverIds
+    const uint32_t size = size_;
+    const uint32_t in_flight = ids_.in_flight();
+    uint32_t slot = used_slot_;
+    uint64_t used = uint64_t{packed_used_flags(used_wrap_)} << 48;
+    uint32_t landed = 0;
+    for (; limit != 0 && landed != in_flight; --limit) {
+      // Pairs with the device's release store of the flags: id, length and payload are readable.
+      const uint64_t word = load_acquire(desc[slot].len_id_flags);
+      if ((word & kLapBits) != used) break;
+      const auto id = static_cast<uint16_t>(word >> 32);
+      const uint32_t chain = ids_.complete(id);
+      if (chain == 0) [[unlikely]] {
+        ids_.fail("a used descriptor names a buffer that the device does not hold");
+        break;
+      }
+      landed += chain;
+      slot += chain;  // 2.8.6: one used descriptor per chain; both sides skip the chain's other slots
+      if (slot >= size) [[unlikely]] {
+        slot -= size;
+        used ^= kLapBits;
+      }
+      if (!on_used(id, static_cast<uint32_t>(word), chain)) [[unlikely]]
+        break;
+    }
+    ids_.landed(landed);
+    used_slot_ = static_cast<uint16_t>(slot);
+    used_wrap_ = used != 0;
+  }
+
   template <class OnUsed>
   uint32_t reap_one(uint16_t id, uint64_t len, OnUsed& on_used) {
     const uint32_t chain = ids_.complete(id);
@@ -109,6 +219,7 @@ class PackedDriverRing {
       ids_.fail("a used descriptor names a buffer that the device does not hold");
       return 1;
     }
+    ids_.landed(chain);
     // 2.8.6: one used descriptor per chain; both sides skip the chain's other slots.
     used_slot_ = static_cast<uint16_t>(used_slot_ + chain);
     if (used_slot_ >= size_) {
@@ -133,12 +244,6 @@ class PackedDriverRing {
     ids_.fail("a used descriptor names a buffer out of order");
     return group;
   }
-
-  struct Descriptor {
-    uint64_t address;
-    uint64_t len_id_flags;  // as VringPackedDesc: len in bits 31..0, id in 47..32, flags in 63..48
-  };
-  static_assert(sizeof(Descriptor) == sizeof(VringPackedDesc));
 
   DriverIds ids_;
   const uint16_t size_;

@@ -5,9 +5,11 @@
 // buffers:
 //   ids()                      the DriverIds
 //   add(parts, n)              make a chain of the next n free ids available; visible to the device after publish()
+//   add_singles(n, ...)        the same for n chains of one buffer each
+//   repost(n, ...)             the same for buffers that came back and were not given back, posted as before
 //   publish()                  once per burst
-//   reap<lengths>(limit, f)    f(head, used bytes, chain length) for completed chains, until about `limit` were seen;
-//                              without `lengths` the used bytes are not read where the ring need not be
+//   reap<lengths>(limit, f)    f(head, used bytes, chain length) for completed chains, until about `limit` were seen or f
+//                              gives false; without `lengths` the used bytes are not read where the ring need not be
 //   has_used()                 something may be there to reap
 //   kick_wanted()              the device asked to be told about what was published since the last call
 //   arm(), disarm()            ask for notifications, or ask for silence
@@ -85,8 +87,12 @@ class DriverRxQueue final : public DriverRx {
         max_frame_bytes_(config.max_frame_bytes),
         kick_fd_(config.kick_fd),
         call_fd_(config.call_fd),
-        pending_(std::bit_ceil(uint32_t{config.ring.size})) {
-    post_free_buffers();
+        pending_(std::bit_ceil(uint32_t{config.ring.size})),
+        pending_mask_(static_cast<uint32_t>(pending_.size()) - 1) {
+    const DriverBuffers buffers = buffers_;
+    ring_.add_singles(ring_.ids().free_count(), buffers.header_bytes + buffers.bytes,
+                      [=](uint16_t id) { return buffers.device_header(id); });
+    ring_.publish();
   }
 
   bool peek(Batch& batch, PortWorkerCounters& drops) override {
@@ -113,16 +119,29 @@ class DriverRxQueue final : public DriverRx {
     if (ring_.ids().failed()) return 0;
     look ? reap_to<true>(kMaxBatch) : reap_to<false>(kMaxBatch);
     const uint32_t count = std::min(static_cast<uint32_t>(used.size()), reaped_ - consumed_);
+    const DriverBuffers buffers = buffers_;  // locals: see DriverIds
+    const Reaped* const pending = pending_.data();
+    const uint32_t begin = consumed_;
     for (uint32_t i = 0; i < count; ++i) {
-      const Reaped buffer = at(consumed_++);
-      used[i] = {buffers_.payload(buffer.id), std::max(buffer.len, buffers_.header_bytes) - buffers_.header_bytes};
+      const Reaped buffer = pending[(begin + i) & pending_mask_];
+      used[i] = {buffers.payload(buffer.id), std::max(buffer.len, buffers.header_bytes) - buffers.header_bytes};
     }
+    consumed_ = begin + count;
     return count;
   }
 
+  // All buffers are posted from the start, so what comes back never meets a free one and need not queue behind it.
   void release() override {
-    for (; released_ != consumed_; ++released_) ring_.ids().give_back(at(released_).id, 1);
-    post_free_buffers();
+    const DriverBuffers buffers = buffers_;
+    const Reaped* const pending = pending_.data();
+    const uint32_t mask = pending_mask_;
+    const uint32_t begin = released_;
+    ring_.repost(
+        consumed_ - begin, buffers.header_bytes + buffers.bytes,
+        [=](uint32_t i) { return pending[(begin + i) & mask].id; },
+        [=](uint16_t id) { return buffers.device_header(id); });
+    released_ = consumed_;
+    ring_.publish();
   }
 
   void notify() override {
@@ -147,32 +166,31 @@ class DriverRxQueue final : public DriverRx {
     uint16_t id;
   };
 
-  Reaped& at(uint32_t position) { return pending_[position & (pending_.size() - 1)]; }
-
-  void post_free_buffers() {
-    DriverIds& ids = ring_.ids();
-    while (ids.free_count() != 0) {
-      const DriverPart part{buffers_.device_header(ids.next_free(0)), buffers_.header_bytes + buffers_.bytes};
-      ring_.add(&part, 1);
-    }
-    ring_.publish();
-  }
+  Reaped& at(uint32_t position) { return pending_[position & pending_mask_]; }
 
   // Have at least `wanted` pending buffers if the device has used as many.
   template <bool kPrefetch = true>
   void reap_to(uint32_t wanted) {
     const uint32_t pending = reaped_ - consumed_;
     if (pending >= wanted) return;
-    ring_.template reap<true>(wanted - pending, [this](uint16_t id, uint64_t used, uint32_t) {
-      const uint32_t room = buffers_.header_bytes + buffers_.bytes;
+    const DriverBuffers buffers = buffers_;
+    const uint32_t room = buffers.header_bytes + buffers.bytes;
+    Reaped* const list = pending_.data();
+    uint32_t reaped = reaped_;
+    ring_.template reap<true>(wanted - pending, [&, mask = pending_mask_](uint16_t id, uint64_t used, uint32_t) {
       if (used == kUsedWhole) used = room;
-      if (used > room) return ring_.ids().fail("a used length exceeds its buffer");
-      if constexpr (kPrefetch) {
-        __builtin_prefetch(buffers_.header(id));
-        __builtin_prefetch(buffers_.payload(id));
+      if (used > room) [[unlikely]] {
+        ring_.ids().fail("a used length exceeds its buffer");
+        return false;
       }
-      at(reaped_++) = {static_cast<uint32_t>(used), id};
+      if constexpr (kPrefetch) {
+        __builtin_prefetch(buffers.header(id));
+        __builtin_prefetch(buffers.payload(id));
+      }
+      list[reaped++ & mask] = {static_cast<uint32_t>(used), id};
+      return true;
     });
+    reaped_ = reaped;
   }
 
   // Show the oldest pending frame in `batch`, or drop it. Its length, or kNotTaken if it must wait.
@@ -286,6 +304,7 @@ class DriverRxQueue final : public DriverRx {
   const int call_fd_;
   bool stalled_ = false;  // the oldest pending frame lacks buffers that the device has not used yet
   std::vector<Reaped> pending_;
+  const uint32_t pending_mask_;
   uint32_t reaped_ = 0;  // free running positions: released_ <= consumed_ <= reaped_
   uint32_t consumed_ = 0;
   uint32_t released_ = 0;
@@ -302,6 +321,7 @@ class DriverTxQueue final : public DriverTx {
         header_alone_(!has_feature(config.features, VIRTIO_F_VERSION_1) &&
                       !has_feature(config.features, VIRTIO_F_ANY_LAYOUT)),
         kick_fd_(config.kick_fd),
+        plain_(config.ring.size),
         parts_(config.ring.size) {
     const OffloadRules rules = driver_offloads(config.features);
     caps_ = {rules.checksum, rules.tso4, rules.tso6, rules.ecn, rules.uso};
@@ -350,17 +370,22 @@ class DriverTxQueue final : public DriverTx {
     if (ids.failed()) [[unlikely]]
       return 0;
     const uint32_t count = std::min(static_cast<uint32_t>(payloads.size()), ids.free_count());
-    for (uint32_t i = 0; i < count; ++i) payloads[i] = buffers_.payload(ids.next_free(i));
+    const DriverBuffers buffers = buffers_;  // locals: see DriverIds
+    uint8_t** const out = payloads.data();
+    for (uint32_t i = 0; i < count; ++i) out[i] = buffers.payload(ids.next_free(i));
     return count;
   }
 
   void commit(uint32_t count, uint32_t bytes) override {
-    for (uint32_t i = 0; i < count; ++i) {
-      const uint16_t id = ring_.ids().next_free(0);
-      put_header({}, id);
-      const DriverPart part{buffers_.device_header(id), buffers_.header_bytes + bytes};
-      ring_.add(&part, 1);
-    }
+    const DriverBuffers buffers = buffers_;
+    uint8_t* const plain = plain_.data();
+    ring_.add_singles(count, buffers.header_bytes + bytes, [=](uint16_t id) {
+      if (plain[id] == 0) [[unlikely]] {
+        std::memset(buffers.header(id), 0, buffers.header_bytes);
+        plain[id] = 1;
+      }
+      return buffers.device_header(id);
+    });
     ring_.publish();
   }
 
@@ -368,8 +393,10 @@ class DriverTxQueue final : public DriverTx {
     if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
   }
   void reclaim() override {
-    ring_.template reap<false>(UINT32_MAX,
-                               [this](uint16_t head, uint64_t, uint32_t chain) { ring_.ids().give_back(head, chain); });
+    ring_.template reap<false>(UINT32_MAX, [this](uint16_t head, uint64_t, uint32_t chain) {
+      ring_.ids().give_back(head, chain);
+      return true;
+    });
   }
 
   [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }
@@ -379,7 +406,7 @@ class DriverTxQueue final : public DriverTx {
  private:
   void put_single(const Frame& frame) {
     const uint16_t id = ring_.ids().next_free(0);
-    put_header(header_of(frame), id);
+    put_header(header_of(frame), id, !frame.offload);
     uint8_t* to = buffers_.payload(id);
     copy_short(to, frame.data(), frame.head_len);
     uint8_t* end = to + frame.head_len;
@@ -396,7 +423,7 @@ class DriverTxQueue final : public DriverTx {
     uint32_t offset = 0;
     for (uint32_t i = 0; i < count; ++i) {
       const uint16_t id = ids.next_free(i);
-      if (i == 0) put_header(header_of(frame), id);
+      if (i == 0) put_header(header_of(frame), id, !frame.offload);
       if (i == 0 && header_alone_) {
         parts_[i] = {buffers_.device_header(id), buffers_.header_bytes};
         continue;
@@ -420,20 +447,18 @@ class DriverTxQueue final : public DriverTx {
     return header;
   }
 
-  // Compared before written: the header has a cache line of its own, and in the common case its bytes never change.
-  void put_header(const VnetHeaderMrg& header, uint16_t id) {
-    constexpr uint32_t kShort = offsetof(VnetHeaderMrg, num_buffers);
-    uint8_t* to = buffers_.header(id);
-    // Constant sizes: no call of a library function for ten bytes.
-    const bool same = std::memcmp(to, &header, kShort) == 0 &&
-                      (buffers_.header_bytes == kShort || std::memcmp(to + kShort, &header.num_buffers, 2) == 0);
-    if (!same) std::memcpy(to, &header, buffers_.header_bytes);
+  // The header has a cache line of its own, and in the common case its bytes never change: then it is not touched.
+  void put_header(const VnetHeaderMrg& header, uint16_t id, bool plain) {
+    if (plain && plain_[id] != 0) return;
+    std::memcpy(buffers_.header(id), &header, buffers_.header_bytes);
+    plain_[id] = plain ? 1 : 0;
   }
 
   Ring ring_;
   const DriverBuffers buffers_;
   const bool header_alone_;
   const int kick_fd_;
+  std::vector<uint8_t> plain_;     // of each buffer: its header is all zeros
   std::vector<DriverPart> parts_;  // scratch of put_chain
 };
 

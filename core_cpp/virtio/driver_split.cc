@@ -44,26 +44,43 @@ class SplitDriverRing {
     ++avail_idx_;
   }
 
+  // The next `count` free ids as chains of one buffer each, of `len` bytes at address_of(id).
+  template <class AddressOf>
+  void add_singles(uint32_t count, uint32_t len, AddressOf address_of) {
+    VringDesc* const desc = desc_;  // locals: see DriverIds
+    const uint64_t rest = uint64_t{write_flag_} << 32 | len;
+    ids_.take_singles(count, [=, post = poster()](uint16_t id) mutable {
+      auto* const words = reinterpret_cast<uint64_t*>(&desc[id]);
+      set(words[0], address_of(id));
+      set(words[1], rest);  // len, flags, next
+      post(id);
+    });
+    avail_idx_ = static_cast<uint16_t>(avail_idx_ + count);
+  }
+  // The same for ids that came back and go out as they were: their descriptors still say so.
+  template <class IdOf, class AddressOf>
+  void repost(uint32_t count, uint32_t /*len*/, IdOf id_of, AddressOf /*address_of*/) {
+    ids_.retake_singles(count, id_of, poster());
+    avail_idx_ = static_cast<uint16_t>(avail_idx_ + count);
+  }
+
   // Pairs with the device's acquire load of avail->idx: descriptors, avail entries and payload are visible first.
   void publish() { store_release(avail_->idx, avail_idx_); }
 
   template <bool kLengths, class OnUsed>
-  void reap(uint32_t limit, OnUsed&& on_used) {
+  void reap(uint32_t limit, OnUsed on_used) {
     // Pairs with the device's release store: used entries and payload are readable.
     auto ready = static_cast<uint16_t>(load_acquire(used_->idx) - used_idx_);
     if (ready > static_cast<uint16_t>(avail_idx_ - used_idx_))
       return ids_.fail("used index moved past what was available");
-    while (ready != 0 && limit != 0 && !ids_.failed()) {
-      if constexpr (kInOrder) {
+    if constexpr (!kInOrder) {
+      reap_each<kLengths>(std::min<uint32_t>(ready, limit), on_used);
+    } else {
+      while (ready != 0 && limit != 0 && !ids_.failed()) {
         const uint16_t group =
             kLengths ? reap_group(ready, on_used) : reap_one(heads_[used_idx_ & mask_], kUsedWhole, on_used);
         ready = static_cast<uint16_t>(ready - group);
         limit -= std::min<uint32_t>(limit, group);
-      } else {
-        const VringUsedElem& entry = used_->ring[used_idx_ & mask_];
-        reap_one(load_relaxed(entry.id), kLengths ? load_relaxed(entry.len) : 0, on_used);
-        --ready;
-        --limit;
       }
     }
   }
@@ -105,14 +122,49 @@ class SplitDriverRing {
     if (load_relaxed(shared) != value) store_relaxed(shared, value);
   }
 
+  // Puts ids into the available ring, one after the other from the present index on.
+  [[nodiscard]] auto poster() {
+    return [ring = avail_->ring, heads = heads_.data(), mask = uint32_t{mask_},
+            at = uint32_t{avail_idx_}](uint16_t id) mutable {
+      set(ring[at & mask], id);
+      if constexpr (kInOrder) heads[at & mask] = id;
+      ++at;
+    };
+  }
+
+  template <bool kLengths, class OnUsed>
+  void reap_each(uint32_t count, OnUsed& on_used) {
+    const VringUsedElem* const ring = used_->ring;  // locals: see DriverIds
+    const uint32_t mask = mask_;
+    const uint32_t begin = used_idx_;
+    uint32_t landed = 0;
+    uint32_t done = 0;
+    while (done < count) {
+      const VringUsedElem& entry = ring[(begin + done) & mask];
+      const uint32_t head = load_relaxed(entry.id);
+      const uint32_t chain = ids_.complete(head);
+      if (chain == 0) [[unlikely]] {
+        ids_.fail("a used entry names a buffer that the device does not hold");
+        break;
+      }
+      landed += chain;
+      ++done;
+      if (!on_used(static_cast<uint16_t>(head), kLengths ? load_relaxed(entry.len) : 0, chain)) [[unlikely]]
+        break;
+    }
+    ids_.landed(landed);
+    used_idx_ = static_cast<uint16_t>(begin + done);
+  }
+
   template <class OnUsed>
   uint16_t reap_one(uint32_t head, uint64_t len, OnUsed& on_used) {
     const uint32_t chain = ids_.complete(head);
     if (chain == 0) {
       ids_.fail("a used entry names a buffer that the device does not hold");
     } else {
-      on_used(static_cast<uint16_t>(head), len, chain);
+      ids_.landed(chain);
       ++used_idx_;
+      on_used(static_cast<uint16_t>(head), len, chain);
     }
     return 1;
   }
