@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "net/packet.h"
 
+#include <algorithm>
+
 #include "net/ethernet.h"
 
 namespace sw {
@@ -69,25 +71,35 @@ void parse_ipv6(std::span<const uint8_t> start, Packet& packet) {
   parse_transport(start, packet);
 }
 
+// Offsets are 16-bit, and no header begins later.
+std::span<const uint8_t> addressable(std::span<const uint8_t> start) {
+  return start.first(std::min<size_t>(start.size(), 0xffff));
+}
+
 }  // namespace
 
-std::optional<Packet> parse_packet(std::span<const uint8_t> start) {
-  // Offsets are 16-bit, and no header begins later.
-  if (start.size() > 0xffff) start = start.first(0xffff);
-  if (start.size() < kEthHeaderBytes) return std::nullopt;
+Packet parse_l3(std::span<const uint8_t> start, size_t l3, uint16_t ether_type) {
+  start = addressable(start);
   Packet packet;
-  size_t at = 2 * kMacBytes;
-  packet.ether_type = load_be16(start.data() + at);
-  for (int i = 0; i < kMaxTags && (packet.ether_type == kEtherTypeVlan || packet.ether_type == kEtherTypeServiceTag);
-       ++i) {
+  packet.ether_type = ether_type;
+  if (l3 > start.size()) return packet;
+  packet.l3 = static_cast<uint16_t>(l3);
+  if (ether_type == kEtherTypeIpv4) parse_ipv4(start, packet);
+  if (ether_type == kEtherTypeIpv6) parse_ipv6(start, packet);
+  return packet;
+}
+
+std::optional<Packet> parse_packet(std::span<const uint8_t> start, size_t ethernet) {
+  start = addressable(start);
+  if (ethernet > start.size() || start.size() - ethernet < kEthHeaderBytes) return std::nullopt;
+  size_t at = ethernet + 2 * kMacBytes;
+  uint16_t ether_type = load_be16(start.data() + at);
+  for (int i = 0; i < kMaxTags && (ether_type == kEtherTypeVlan || ether_type == kEtherTypeServiceTag); ++i) {
     at += kVlanTagBytes;
     if (start.size() < at + 2) return std::nullopt;
-    packet.ether_type = load_be16(start.data() + at);
+    ether_type = load_be16(start.data() + at);
   }
-  packet.l3 = static_cast<uint16_t>(at + 2);
-  if (packet.ether_type == kEtherTypeIpv4) parse_ipv4(start, packet);
-  if (packet.ether_type == kEtherTypeIpv6) parse_ipv6(start, packet);
-  return packet;
+  return parse_l3(start, at + 2, ether_type);
 }
 
 }  // namespace sw

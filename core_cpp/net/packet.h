@@ -3,6 +3,7 @@
 // offload work and explanations; forwarding itself needs nothing above Ethernet.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -28,8 +29,11 @@ struct Packet {
   uint16_t l4_header_bytes = 0;  // TCP with options, or UDP; 0: neither, cut off, or a fragment
 };
 
-// `start` is the frame or its first bytes. nullopt: not even an Ethernet header, or a cut-off tag. Reads inside `start`
-// only; offsets returned are inside it too (l4 may equal its size when l4_header_bytes is 0).
-std::optional<Packet> parse_packet(std::span<const uint8_t> start);
+// `start` is the frame or its first bytes; `ethernet`: where in it the Ethernet header begins, all offsets count from
+// `start`. nullopt: not even an Ethernet header, or a cut-off tag. Reads inside `start` only; offsets returned are inside
+// it too (l4 may equal its size when l4_header_bytes is 0).
+std::optional<Packet> parse_packet(std::span<const uint8_t> start, size_t ethernet = 0);
+// The same for a packet without an Ethernet header that begins at `l3`.
+Packet parse_l3(std::span<const uint8_t> start, size_t l3, uint16_t ether_type);
 
 }  // namespace sw

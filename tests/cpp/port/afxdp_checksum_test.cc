@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "net/offload_frames.h"
+#include "net/tunnel_frames.h"
 #include "port/egress.h"
 #include "support/memory_queues.h"
 
@@ -207,4 +208,149 @@ TEST_CASE("restore_offload: frames beyond the MTU are cut to it if they are TCP"
   CHECK_FALSE(Received(make_offload_frame(shape).bytes, 1792).taken);
   CHECK_FALSE(Received(Bytes(20'000, 7), 1792).taken);
   CHECK(Received(Bytes(kMtu + kEthHeaderBytes, 7), 1792).taken);
+}
+
+TEST_CASE("restore_offload: an unfinished checksum inside a tunnel is marked, and right when it leaves") {
+  struct Row {
+    const char* what;
+    TunnelShape shape;
+  };
+  const Row rows[] = {
+      {"VXLAN", {.kind = TunnelKind::kVxlan}},
+      {"VXLAN with an outer checksum", {.kind = TunnelKind::kVxlan, .checksum = true}},
+      {"VXLAN over IPv6, tagged", {.kind = TunnelKind::kVxlan, .ip_version = 6, .tags = 1, .checksum = true}},
+      {"GENEVE", {.kind = TunnelKind::kGeneve, .options = 16}},
+      {"GENEVE with an outer checksum", {.kind = TunnelKind::kGeneve, .checksum = true, .options = 252}},
+      {"GENEVE with an IP packet", {.kind = TunnelKind::kGeneveIp, .ip_version = 6, .checksum = true}},
+      {"GRE with a frame", {.kind = TunnelKind::kGretap, .options = 4}},
+      {"GRE with an IP packet", {.kind = TunnelKind::kGre, .ip_version = 6}},
+      {"IP in IP", {.kind = TunnelKind::kIpInIp}},
+  };
+  for (const Row& row : rows) {
+    for (const int version : {4, 6}) {
+      for (const bool udp : {false, true}) {
+        for (const size_t payload : {1, 100, 1001}) {
+          for (const size_t cut : {13, 1000}) {
+            CAPTURE(row.what);
+            CAPTURE(version);
+            CAPTURE(udp);
+            CAPTURE(payload);
+            OffloadShape shape;
+            shape.ip_version = version;
+            shape.udp = udp;
+            shape.tags = 1;
+            shape.payload = payload;
+            const OffloadFrame frame = make_tunnel_frame(make_offload_frame(shape), row.shape);
+            const Received received(frame.bytes, cut);
+            REQUIRE(received.taken);
+            REQUIRE(received.marked());
+            CHECK(received.frame().vnet.csum_start == frame.l4);
+            CHECK(received.frame().vnet.csum_offset == frame.vnet.csum_offset);
+            CHECK(received.sent().at(0) == finished(frame));
+
+            const Received again(finished(frame), cut);
+            CHECK(again.taken);
+            CHECK_FALSE(again.marked());
+            CHECK(again.sent().at(0) == finished(frame));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("restore_offload: a tunnel in a tunnel, and one too many") {
+  OffloadShape shape;
+  shape.payload = 300;
+  OffloadFrame frame = make_offload_frame(shape);
+  frame = make_tunnel_frame(frame, {.kind = TunnelKind::kGeneve, .ip_version = 6, .checksum = true});
+  frame = make_tunnel_frame(frame, {.kind = TunnelKind::kVxlan, .checksum = true});
+  const Received two(frame.bytes, 200);
+  REQUIRE(two.marked());
+  CHECK(two.sent().at(0) == finished(frame));
+  frame = make_tunnel_frame(frame, {.kind = TunnelKind::kGretap});
+  const Received three(frame.bytes, 200);
+  CHECK(three.taken);
+  CHECK_FALSE(three.marked());
+  CHECK(three.sent().at(0) == frame.bytes);
+}
+
+TEST_CASE("restore_offload: an outer checksum that looks unfinished by chance does not hide the inner one") {
+  OffloadShape shape;
+  shape.payload = 200;
+  OffloadFrame inner = make_offload_frame(shape);
+  const OffloadFrame first = make_tunnel_frame(inner, {.checksum = true});
+  constexpr size_t kL3 = 14;
+  constexpr size_t kL4 = 34;
+  // Change the outer source port so that the right checksum becomes the pseudo-header's sum.
+  OffloadFrame frame = first;
+  const uint32_t wanted = naive_pseudo_sum(frame.bytes, kL3, 17, frame.bytes.size() - kL4);
+  const uint32_t port = get16(frame.bytes, kL4) + get16(frame.bytes, kL4 + 6) + 0xffffU - wanted;
+  set16(frame.bytes, kL4, port % 0xffffU);
+  set16(frame.bytes, kL4 + 6, wanted);
+  const Received received(frame.bytes, 200);
+  REQUIRE(received.marked());
+  CHECK(received.frame().vnet.csum_start == frame.l4);
+  CHECK(received.sent().at(0) == finished(frame));
+}
+
+TEST_CASE("restore_offload: an outer checksum that is unfinished is the one that is finished") {
+  OffloadShape shape;
+  shape.payload = 400;
+  const OffloadFrame frame = make_tunnel_frame(make_offload_frame(shape), {});
+  constexpr size_t kL3 = 14;
+  constexpr size_t kL4 = 34;
+  Bytes bytes = finished(frame);  // the inner one is done
+  set16(bytes, kL4 + 6, naive_pseudo_sum(bytes, kL3, 17, bytes.size() - kL4));
+  const Received received(bytes, 200);
+  REQUIRE(received.marked());
+  CHECK(received.frame().vnet.csum_start == kL4);
+  CHECK(received.frame().vnet.csum_offset == 6);
+}
+
+TEST_CASE("restore_offload: what only looks like an unfinished checksum inside a tunnel is left alone") {
+  OffloadShape shape;
+  shape.payload = 100;
+  const OffloadFrame inner = make_offload_frame(shape);
+  const OffloadFrame plain = make_tunnel_frame(inner, {});
+  const OffloadFrame checked = make_tunnel_frame(inner, {.checksum = true});
+  OffloadFrame shorter = inner;
+  shorter.bytes.insert(shorter.bytes.end(), {0, 0, 0, 0});  // padded inside the tunnel
+  const auto with = [](Bytes bytes, size_t at, uint8_t value) {
+    bytes.at(at) = value;
+    return bytes;
+  };
+  struct Row {
+    const char* what;
+    Bytes frame;
+  };
+  const Row rows[] = {
+      {"an outer checksum that does not fit the finished packet", with(checked.bytes, 34 + 6, 0x5a)},
+      {"an inner packet that does not fill the outer one", make_tunnel_frame(shorter, {}).bytes},
+      {"an inner fragment", with(plain.bytes, plain.l3 + 6, 0x20)},
+      {"an inner packet that is not IP", with(plain.bytes, plain.l3 - 1, 0x06)},
+      {"cut in the inner header", Bytes(plain.bytes.begin(), plain.bytes.begin() + static_cast<long>(plain.l4) + 10)},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.what);
+    const Received received(row.frame, 64);
+    CHECK(received.taken);
+    CHECK_FALSE(received.marked());
+    CHECK(received.sent().at(0) == row.frame);
+  }
+}
+
+TEST_CASE("restore_offload: tunnels are not cut, and bytes behind the outer packet are not summed") {
+  OffloadShape shape;
+  shape.payload = 20'000;
+  CHECK_FALSE(Received(make_tunnel_frame(make_offload_frame(shape), {}).bytes, 1792).taken);
+  shape.payload = 0;
+  const OffloadFrame frame = make_tunnel_frame(make_offload_frame(shape), {.checksum = true});
+  Bytes longer = frame.bytes;
+  longer.insert(longer.end(), {1, 2, 3, 4, 5});
+  const Received received(longer, 50);
+  CHECK_FALSE(received.marked());
+  Bytes sent = received.sent().at(0);
+  sent.resize(frame.bytes.size());
+  CHECK(sent == finished(frame));
 }
