@@ -12,7 +12,6 @@ namespace {
 constexpr int kMaxTags = 3;
 constexpr int kMaxExtensionHeaders = 8;
 constexpr uint32_t kIpv4HeaderBytes = 20;
-constexpr uint32_t kIpv6HeaderBytes = 40;
 
 constexpr uint8_t kHopByHop = 0;
 constexpr uint8_t kRouting = 43;

@@ -13,7 +13,8 @@ namespace sw {
 inline constexpr uint8_t kProtocolTcp = 6;
 inline constexpr uint8_t kProtocolUdp = 17;
 
-inline constexpr uint32_t kTcpHeaderBytes = 20;  // without options
+inline constexpr uint32_t kIpv6HeaderBytes = 40;  // without extension headers
+inline constexpr uint32_t kTcpHeaderBytes = 20;   // without options
 inline constexpr uint32_t kUdpHeaderBytes = 8;
 inline constexpr uint32_t kTcpChecksumOffset = 16;
 inline constexpr uint32_t kUdpChecksumOffset = 6;

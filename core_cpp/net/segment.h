@@ -28,6 +28,8 @@ class Segmenter {
 
   [[nodiscard]] uint32_t count() const { return count_; }
   [[nodiscard]] uint32_t header_bytes() const { return header_bytes_; }
+  [[nodiscard]] uint32_t all_payload_bytes() const { return payload_bytes_; }
+  [[nodiscard]] const Packet& packet() const { return packet_; }
   // Which bytes of the frame are the payload of segment `i` < count().
   [[nodiscard]] uint32_t payload_offset(uint32_t i) const { return header_bytes_ + i * gso_size_; }
   [[nodiscard]] uint32_t payload_bytes(uint32_t i) const {

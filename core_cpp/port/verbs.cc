@@ -47,6 +47,7 @@ class VerbsPort : public Port, public NicSeat {
 
  private:
   [[nodiscard]] bool attached() const { return !tx_.empty(); }
+  [[nodiscard]] std::string segmentation() const;
   [[nodiscard]] VerbsSlots slots(uint32_t queue, bool transmit, uint32_t lkey) const;
   Result<void> check_shape(const NicHandles& handles) const;
   void add_rings(PortStatus& status) const;
@@ -63,6 +64,7 @@ class VerbsPort : public Port, public NicSeat {
   bool link_up_ = false;
   std::string why_ = "no device was given to the port yet";  // why it does not run
   uint64_t attached_times_ = 0;
+  uint64_t tso_frames_ = 0;  // of queues that are gone
   uint64_t lost_times_ = 0;
 };
 
@@ -77,6 +79,7 @@ Result<void> VerbsPort::open(PortHost& host) {
 }
 
 void VerbsPort::close() {
+  for (const auto& queue : tx_) tso_frames_ += queue->tso_frames();
   rx_.clear();
   tx_.clear();
 }
@@ -163,7 +166,9 @@ Result<int> VerbsPort::attach(const NicHandles& handles) {
     const VerbsTx::Options options{.mtu = mtu_,
                                    .max_inline = handles.max_inline,
                                    .checksum = handles.tx_checksum && config_.offloads,
-                                   .offloads = config_.offloads};
+                                   .offloads = config_.offloads,
+                                   .max_tso = handles.max_tso,
+                                   .max_tso_header = handles.max_tso_header};
     tx.push_back(std::make_unique<VerbsTx>(objects->tx[q], slots(q, true, handles.lkey), options, counters_.tx[q]));
   }
   {
@@ -234,12 +239,23 @@ void VerbsPort::add_rings(PortStatus& status) const {
   }
 }
 
+std::string VerbsPort::segmentation() const {
+  if (!config_.offloads) return "off";
+  if (handles_.max_tso == 0) return "none: the switch cuts";
+  const bool all = std::all_of(tx_.begin(), tx_.end(), [](const auto& queue) { return queue->device_cuts(); });
+  if (!all) return "the device's library refused it: the switch cuts";
+  return "TCP up to " + std::to_string(handles_.max_tso) + " bytes";
+}
+
 PortStatus VerbsPort::status() const {
   PortStatus status;
   status.facts = handles_.facts;
   status.facts["device"] = config_.device;
   status.counters["attached"] = attached_times_;
   status.counters["lost"] = lost_times_;
+  uint64_t tso_frames = tso_frames_;
+  for (const auto& queue : tx_) tso_frames += queue->tso_frames();
+  status.counters["tso_frames"] = tso_frames;
   if (memory_) {
     status.facts["mtu"] = std::to_string(mtu_);
     status.facts["memory"] = std::to_string(memory_->size() >> 20) + " MB in pages of " +
@@ -255,6 +271,7 @@ PortStatus VerbsPort::status() const {
                                      : handles_.rx_checksum                         ? "receive"
                                      : handles_.tx_checksum                         ? "transmit"
                                                                                     : "none";
+  status.facts["segmentation_offload"] = segmentation();
   add_rings(status);
   if (const std::string broken = fault(); !broken.empty()) {
     status.stage = "device_broken";

@@ -253,7 +253,7 @@ class VerbsPort(PortSection):
     type: Literal["verbs"] = Field(description="kind of port")
     device: Annotated[RdmaDevice, Field(description="name of the RDMA device, such as mlx5_0")]
     queues: Annotated[int, number_in(1, 128), Field(description="queue pairs; the NIC spreads frames over them")] = 1
-    offloads: Annotated[Boolean, Field(description="use checksum offloads of the NIC")] = True
+    offloads: Annotated[Boolean, Field(description="use checksum and segmentation offloads of the NIC")] = True
     steering: Annotated[
         Steering,
         Field(

@@ -28,6 +28,7 @@ log = logging.getLogger("switch.nic")
 SYSFS = Path("/sys/class")
 PORT = 1
 MAX_INLINE = 128  # bytes; a frame that fits needs no read by the device
+TSO_HEADER = 144  # bytes: Ethernet, one tag, IPv4 and TCP with all options
 DEFAULT_MTU = 1500
 TABLE_LOG = 7  # 128 places in the indirection table, as even as possible for any number of queues
 # The hash key of Microsoft's specification of receive side scaling, which every NIC is tested with.
@@ -58,9 +59,12 @@ class NicDevice:
         with self._doing("ask the device what it can"):
             self._limits = self._context.query_device()
             port = self._context.query_port(PORT)
-            raw_caps = self._raw_caps()
+            raw_caps, tso = self._raw_caps()
         if port.link_layer != e.IBV_LINK_LAYER_ETHERNET:
             self._fail(f"{self._spec.device} is no Ethernet device: raw packets need one")
+        checksums = bool(int(self._limits.device_cap_flags) & int(e.IBV_DEVICE_RAW_IP_CSUM))
+        # A device that cuts segments computes their checksums. None made with room for headers: it cuts none.
+        self._tso_header = TSO_HEADER if tso and checksums else 0
         self._pd = self._keep(self._make("a protection domain", lambda: self._verbs.pd.PD(self._context)))
         memory = self._datapath.nic_reserve(self._spec.name, self._mtu())
         region = self._register(memory)
@@ -71,7 +75,9 @@ class NicDevice:
             lkey=int(region.lkey),
             max_inline=self._max_inline,
             rx_checksum=bool(raw_caps & int(e.IBV_RAW_PACKET_CAP_IP_CSUM)),
-            tx_checksum=bool(int(self._limits.device_cap_flags) & int(e.IBV_DEVICE_RAW_IP_CSUM)),
+            tx_checksum=checksums,
+            max_tso=tso if self._tso_header else 0,
+            max_tso_header=self._tso_header,
             rx_work_queues=bool(works),
             rx=tuple(receiving),
             tx=tuple(queue_pair(self._verbs, qp) for qp in plain),
@@ -101,10 +107,13 @@ class NicDevice:
             )
         return self._make(f"the device {device}", lambda: self._verbs.device.Context(name=device))
 
-    def _raw_caps(self) -> int:
+    def _raw_caps(self) -> tuple[int, int]:
+        """IBV_RAW_PACKET_CAP_*, and how long a TCP segment the device cuts may be."""
         with contextlib.suppress(self._verbs.Error):
-            return int(self._context.query_device_ex().raw_packet_caps)
-        return 0
+            found = self._context.query_device_ex()
+            tso, raw = found.tso_caps, 1 << int(self._verbs.enums.IBV_QPT_RAW_PACKET)
+            return int(found.raw_packet_caps), int(tso.max_tso) if int(tso.supported_qpts) & raw else 0
+        return 0, 0
 
     def _mtu(self) -> int:
         """The largest MTU of the device's interfaces; without one, what the port says."""
@@ -146,20 +155,32 @@ class NicDevice:
         qps, e = self._verbs.qp, self._verbs.enums
         most = int(self._limits.max_qp_wr)
 
-        def make(inline: int) -> Any:
+        def make(tso_header: int, inline: int) -> Any:
             cap = qps.QPCap(
                 max_send_wr=min(memory.tx_slots, most), max_recv_wr=min(memory.rx_slots if receives else 1, most),
                 max_send_sge=1, max_recv_sge=1, max_inline_data=inline,
             )  # fmt: skip
-            wanted = qps.QPInitAttr(qp_type=e.IBV_QPT_RAW_PACKET, scq=scq, rcq=rcq, cap=cap, sq_sig_all=0)
-            made = qps.QP(self._pd, wanted, qps.QPAttr(port_num=PORT))
+            if tso_header:
+                fields = e.IBV_QP_INIT_ATTR_PD | e.IBV_QP_INIT_ATTR_MAX_TSO_HEADER
+                wanted = qps.QPInitAttrEx(
+                    qp_type=e.IBV_QPT_RAW_PACKET, scq=scq, rcq=rcq, cap=cap, sq_sig_all=0,
+                    comp_mask=fields, pd=self._pd, max_tso_header=tso_header,
+                )  # fmt: skip
+                made = qps.QP(self._context, wanted, qps.QPAttr(port_num=PORT))
+            else:
+                wanted = qps.QPInitAttr(qp_type=e.IBV_QPT_RAW_PACKET, scq=scq, rcq=rcq, cap=cap, sq_sig_all=0)
+                made = qps.QP(self._pd, wanted, qps.QPAttr(port_num=PORT))
             self._max_inline = int(wanted.max_inline_data)
             return made
 
-        try:
-            return self._keep(make(MAX_INLINE))
-        except self._verbs.Error:  # perhaps only for want of room for inline data
-            return self._keep(self._make("a raw packet queue pair", lambda: make(0)))
+        # Refused perhaps only for want of room in its requests: for headers, for inline data.
+        for tso_header, inline in ((self._tso_header, MAX_INLINE), (0, MAX_INLINE)):
+            with contextlib.suppress(self._verbs.Error):
+                pair = self._keep(make(tso_header, inline))
+                self._tso_header = tso_header
+                return pair
+        self._tso_header = 0
+        return self._keep(self._make("a raw packet queue pair", lambda: make(0, 0)))
 
     def _spread(self, memory: NicMemory) -> tuple[list[Any], list[tuple[Any, Hashing]]] | None:
         """Work queues behind an indirection table, and the queue pairs that hash frames into it; None: not here."""

@@ -21,6 +21,10 @@ struct FakeSent {
   Bytes bytes;
   uint64_t wr_id = 0;
   unsigned flags = 0;
+  size_t header = 0;  // of a large segment, and how it is to be cut
+  uint16_t mss = 0;
+  uintptr_t address = 0;  // of the buffer
+  size_t length = 0;
 };
 
 class FakeDevice {
@@ -120,6 +124,7 @@ class FakeDevice {
   std::vector<size_t> refused_sends;  // these requests, counted from 0, are answered with EINVAL
   size_t send_requests = 0;
   bool refuse_all_sends = false;
+  bool has_tso = true;  // ibv_post_send knows IBV_WR_TSO
   int poll_answer = 0;  // not 0: what ibv_poll_cq says whatever there is
 
  private:
@@ -142,6 +147,13 @@ class FakeDevice {
     const auto* const address = reinterpret_cast<const uint8_t*>(sge.addr);
     CHECK(address >= first);
     CHECK(address + sge.length <= first + bytes);
+  }
+  // Nothing that the device may still read is written again.
+  void check_free(const ibv_sge& sge) const {
+    for (size_t i = finished; i < sent.size(); ++i) {
+      const bool apart = sge.addr + sge.length <= sent[i].address || sent[i].address + sent[i].length <= sge.addr;
+      CHECK((apart || sent[i].address == 0));
+    }
   }
   int post_recv(ibv_recv_wr* wr, ibv_recv_wr** bad) {
     size_t count = 0;
@@ -169,11 +181,25 @@ class FakeDevice {
       }
       if (sent.size() - finished >= send_room) return ENOMEM;
       REQUIRE(wr->num_sge == 1);
-      CHECK(wr->opcode == IBV_WR_SEND);
+      if (wr->opcode == IBV_WR_TSO && !has_tso) return EINVAL;
+      CHECK((wr->opcode == IBV_WR_SEND || wr->opcode == IBV_WR_TSO));
       const ibv_sge& sge = *wr->sg_list;
-      if ((wr->send_flags & IBV_SEND_INLINE) == 0) check_registered(sge);
+      const bool inlined = (wr->send_flags & IBV_SEND_INLINE) != 0;
+      if (!inlined) {
+        check_registered(sge);
+        check_free(sge);
+      }
+      FakeSent one{
+          .wr_id = wr->wr_id, .flags = wr->send_flags, .address = inlined ? 0 : sge.addr, .length = sge.length};
+      if (wr->opcode == IBV_WR_TSO) {
+        const auto* const header = static_cast<const uint8_t*>(wr->tso.hdr);
+        one.header = wr->tso.hdr_sz;
+        one.mss = wr->tso.mss;
+        one.bytes.assign(header, header + one.header);
+      }
       const auto* const data = reinterpret_cast<const uint8_t*>(sge.addr);
-      sent.push_back({Bytes(data, data + sge.length), wr->wr_id, wr->send_flags});
+      one.bytes.insert(one.bytes.end(), data, data + sge.length);
+      sent.push_back(std::move(one));
     }
     return 0;
   }

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <numeric>
+#include <random>
 
 #include "port/verbs_fake.h"
 
@@ -277,5 +278,174 @@ TEST_CASE("VerbsTx: a completion that cannot be true stops the queue") {
   bed.device.poll_answer = -1;
   bed.send_many(1);
   CHECK(bed.tx->fault().text().find("overran") != std::string::npos);
+}
+
+TEST_CASE("VerbsTx: large segments are left to a device that cuts them") {
+  struct Row {
+    const char* situation;
+    OffloadShape shape;
+  };
+  const Row rows[] = {{"IPv4", {.payload = 20'000, .gso_size = 1448}},
+                      {"IPv6", {.ip_version = 6, .payload = 20'000, .gso_size = 1428}},
+                      {"behind a tag", {.tags = 1, .payload = 9'000, .gso_size = 1000}},
+                      {"headers as long as they get",
+                       {.tags = 1, .ip_options = 40, .tcp_options = 40, .payload = 3'000, .gso_size = 900}},
+                      {"the last piece is short", {.payload = 1449, .gso_size = 1448}},
+                      {"as long as the device takes", {.payload = 30'000, .gso_size = 1448}}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.checksum = true, .max_tso = 30'000, .max_tso_header = 144});
+    CHECK(bed.tx->caps().tso4);
+    CHECK(bed.tx->caps().tso6);
+    CHECK_FALSE(bed.tx->caps().ecn);
+    const OffloadFrame frame = make_offload_frame(row.shape);
+    bed.add(numbered(200));
+    bed.add(frame.bytes, frame.vnet);
+    bed.add(numbered(300));
+    bed.send();
+    CHECK(bed.device.send_calls == 1);
+    REQUIRE(bed.device.sent.size() == 3);
+    const FakeSent& large = bed.device.sent[1];
+    CHECK(large.bytes == frame.bytes);
+    CHECK(large.header == frame.headers);
+    CHECK(large.mss == frame.vnet.gso_size);
+    CHECK((large.flags & IBV_SEND_IP_CSUM) != 0);
+    CHECK((large.flags & IBV_SEND_INLINE) == 0);
+    CHECK(bed.device.sent[2].bytes == numbered(300));
+    CHECK(bed.counters.frames.get() == 3);
+    CHECK(bed.counters.bytes.get() == 500 + frame.bytes.size());
+    CHECK(bed.drops.segmented.get() == 0);
+    CHECK(bed.tx->tso_frames() == 1);
+  }
+}
+
+TEST_CASE("VerbsTx: large segments that the device would not understand are cut in the slots") {
+  OffloadFrame service = make_offload_frame({.tags = 1, .payload = 5'000, .gso_size = 1400});
+  set16(service.bytes, 12, 0x88a8);
+  OffloadFrame reduced = make_offload_frame({.payload = 5'000, .gso_size = 1400, .tcp_flags = 0x98});
+  reduced.vnet.gso_type |= VIRTIO_NET_HDR_GSO_ECN;
+  struct Row {
+    const char* situation;
+    OffloadFrame frame;
+    bool cuts = true;
+  };
+  const Row rows[] = {
+      {"behind two tags", make_offload_frame({.tags = 2, .payload = 5'000, .gso_size = 1400})},
+      {"behind a service tag", service},
+      {"extension headers", make_offload_frame({.ip_version = 6, .ip_options = 8, .payload = 5'000, .gso_size = 1400})},
+      {"headers that are too long",
+       make_offload_frame({.ip_options = 40, .tcp_options = 40, .payload = 5'000, .gso_size = 1000})},
+      {"more than the device takes", make_offload_frame({.payload = 30'001, .gso_size = 1400})},
+      {"one piece", make_offload_frame({.payload = 1'400, .gso_size = 1400})},
+      {"UDP", make_offload_frame({.udp = true, .payload = 5'000, .gso_size = 1400})},
+      {"congestion seen", reduced},
+      {"pieces below the minimum", make_offload_frame({.payload = 25, .gso_size = 4}), false},
+      {"the device cuts none", make_offload_frame({.payload = 5'000, .gso_size = 1400}), false}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.checksum = true, .max_tso = row.cuts ? 30'000U : 0U, .max_tso_header = 120});
+    bed.add(row.frame.bytes, row.frame.vnet);
+    bed.send();
+    const std::vector<Bytes> expected = naive_segments(row.frame);
+    REQUIRE(bed.device.sent.size() == expected.size());
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      CHECK(bed.device.sent[i].bytes == padded(expected[i]));
+      bytes += expected[i].size();
+    }
+    CHECK(bed.counters.frames.get() == expected.size());
+    CHECK(bed.counters.bytes.get() == bytes);
+    CHECK(bed.drops.segmented.get() == expected.size() - 1);
+    CHECK(bed.tx->tso_frames() == 0);
+  }
+  CHECK_FALSE(Bed({.checksum = false, .max_tso = 30'000, .max_tso_header = 144}).tx->caps().tso4);
+  CHECK_FALSE(Bed({.checksum = true, .offloads = false, .max_tso = 30'000, .max_tso_header = 144}).tx->caps().tso4);
+}
+
+TEST_CASE("VerbsTx: large segments that cannot leave are dropped and named") {
+  struct Row {
+    const char* situation;
+    OffloadFrame frame;
+    DropReason reason;
+  };
+  OffloadFrame elsewhere = make_offload_frame({.payload = 5'000, .gso_size = 1400});
+  elsewhere.vnet.csum_start = 20;
+  const Row rows[] = {
+      {"pieces beyond the MTU", make_offload_frame({.payload = 5'000, .gso_size = 1470}), DropReason::kMtuExceeded},
+      {"a checksum elsewhere", elsewhere, DropReason::kOffloadUnsupported}};
+  for (const Row& row : rows) {
+    CAPTURE(row.situation);
+    Bed bed({.mtu = 1500, .checksum = true, .max_tso = 65'535, .max_tso_header = 144});
+    bed.add(row.frame.bytes, row.frame.vnet);
+    bed.send();
+    CHECK(bed.device.sent.empty());
+    CHECK(bed.dropped(row.reason) == 1);
+  }
+}
+
+TEST_CASE("VerbsTx: a library that refuses large segments is asked once, then they are cut here") {
+  Bed bed({.checksum = true, .max_tso = 65'535, .max_tso_header = 144});
+  bed.device.has_tso = false;
+  const OffloadFrame frame = make_offload_frame({.payload = 10'000, .gso_size = 1448});
+  CHECK(bed.tx->device_cuts());
+  bed.add(numbered(100));
+  bed.add(frame.bytes, frame.vnet);
+  bed.add(numbered(200));
+  bed.send();
+  CHECK(bed.device.sent.size() == 2);
+  CHECK(bed.dropped(DropReason::kDeviceError) == 1);
+  CHECK_FALSE(bed.tx->device_cuts());
+  bed.device.finish_sends();
+  bed.add(frame.bytes, frame.vnet);
+  bed.send();
+  CHECK(bed.device.sent.size() == 2 + naive_segments(frame).size());
+  CHECK(!bed.tx->fault().is_set());
+}
+
+TEST_CASE("VerbsTx: large and small frames share the slots for ever, none is written while the device reads it") {
+  for (const bool by_device : {true, false}) {
+    CAPTURE(by_device);
+    Bed bed({.checksum = true, .max_tso = by_device ? 65'535U : 0U, .max_tso_header = 144});
+    std::mt19937 random(7);
+    uint64_t offered = 0;
+    for (int burst = 0; burst < 2'000; ++burst) {
+      for (auto i = random() % 6; i > 0; --i) {
+        if (random() % 2 == 0) {
+          bed.add(numbered(60 + random() % 1'400));
+        } else {
+          const OffloadFrame frame = make_offload_frame({.payload = 1'449 + random() % 60'000, .gso_size = 1448});
+          bed.add(frame.bytes, frame.vnet);
+        }
+        ++offered;
+      }
+      bed.send();
+      if (random() % 4 != 0) {
+        bed.device.finish_sends();
+        bed.device.sent.clear();
+        bed.device.finished = 0;
+      }
+      bed.kept.clear();
+    }
+    CHECK(!bed.tx->fault().is_set());
+    CHECK(bed.counters.frames.get() + bed.dropped(DropReason::kRingFull) == offered + bed.drops.segmented.get());
+    CHECK(bed.counters.frames.get() > offered / 2);
+    bed.device.finish_sends();
+    bed.send_many(1);
+    CHECK(bed.device.sent.back().bytes == Bytes(60, 0));
+  }
+}
+
+TEST_CASE("VerbsTx: a refused request hands its completion on") {
+  Bed bed;
+  for (size_t number = 31; number < 64; number += 32) bed.device.refused_sends.push_back(number);
+  for (int burst = 0; burst < 2; ++burst) bed.send_many(64);
+  bed.device.finish_sends();
+  for (int burst = 0; burst < 100; ++burst) {
+    bed.send_many(40);
+    bed.device.finish_sends();
+  }
+  CHECK(bed.dropped(DropReason::kDeviceError) == 2);
+  CHECK(bed.dropped(DropReason::kRingFull) == 0);
+  CHECK(!bed.tx->fault().is_set());
 }
 #endif

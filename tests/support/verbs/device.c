@@ -14,7 +14,7 @@
 
 #undef ibv_query_port
 
-struct ibv_qp* make_hashing_qp(struct ibv_context*, struct ibv_qp_init_attr_ex*);
+struct ibv_qp* make_qp_ex(struct ibv_context*, struct ibv_qp_init_attr_ex*);
 struct ibv_wq* make_wq(struct ibv_context*, struct ibv_wq_init_attr*);
 int modify_wq(struct ibv_wq*, struct ibv_wq_attr*);
 int destroy_wq(struct ibv_wq*);
@@ -39,7 +39,7 @@ int read_settings(const char* device, struct settings* out) {
   snprintf(path, sizeof path, "%s/%s", folder(), device);
   FILE* const file = fopen(path, "re");
   if (!file) return ENODEV;
-  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .raw = 1, .ethernet = 1, .max_qp_wr = 8192};
+  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .raw = 1, .ethernet = 1, .max_qp_wr = 8192, .tso = 262144};
   while (fscanf(file, "%127s", word) == 1) {
     sscanf(word, "interface=%31s", out->interface);
     sscanf(word, "active=%d", &out->active);
@@ -48,6 +48,8 @@ int read_settings(const char* device, struct settings* out) {
     sscanf(word, "raw=%d", &out->raw);
     sscanf(word, "ethernet=%d", &out->ethernet);
     sscanf(word, "max_qp_wr=%d", &out->max_qp_wr);
+    sscanf(word, "tso=%d", &out->tso);
+    sscanf(word, "no_tso_opcode=%d", &out->no_tso_opcode);
   }
   fclose(file);
   return 0;
@@ -99,7 +101,9 @@ static int query_device_ex(struct ibv_context* ib, const struct ibv_query_device
   (void)input;
   memset(attr, 0, bytes);
   ibv_query_device(ib, &attr->orig_attr);
-  if (context_of(ib)->settings.csum) attr->raw_packet_caps = IBV_RAW_PACKET_CAP_IP_CSUM;
+  const struct settings* const settings = &context_of(ib)->settings;
+  if (settings->csum) attr->raw_packet_caps = IBV_RAW_PACKET_CAP_IP_CSUM;
+  if (settings->tso) attr->tso_caps = (struct ibv_tso_caps){(uint32_t)settings->tso, 1u << IBV_QPT_RAW_PACKET};
   return 0;
 }
 
@@ -144,7 +148,7 @@ struct ibv_context* ibv_open_device(struct ibv_device* ib) {
   v->sz = sizeof *v;
   v->query_port = query_port;
   v->query_device_ex = query_device_ex;
-  v->create_qp_ex = make_hashing_qp;
+  v->create_qp_ex = make_qp_ex;
   v->create_wq = make_wq;
   v->modify_wq = modify_wq;
   v->destroy_wq = destroy_wq;

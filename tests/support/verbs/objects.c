@@ -173,7 +173,7 @@ struct ibv_qp* ibv_create_qp(struct ibv_pd* pd, struct ibv_qp_init_attr* wanted)
   return &qp->qp;
 }
 
-struct ibv_qp* make_hashing_qp(struct ibv_context* ib, struct ibv_qp_init_attr_ex* wanted) {
+static struct ibv_qp* make_hashing_qp(struct ibv_context* ib, struct ibv_qp_init_attr_ex* wanted) {
   if (!(wanted->comp_mask & IBV_QP_INIT_ATTR_IND_TABLE) || !(wanted->comp_mask & IBV_QP_INIT_ATTR_RX_HASH)) FAIL(EINVAL);
   if (wanted->rx_hash_conf.rx_hash_function != IBV_RX_HASH_FUNC_TOEPLITZ) FAIL(EOPNOTSUPP);
   if (wanted->rx_hash_conf.rx_hash_key_len != 40 || !wanted->rx_hash_conf.rx_hash_key) FAIL(EINVAL);
@@ -188,6 +188,16 @@ struct ibv_qp* make_hashing_qp(struct ibv_context* ib, struct ibv_qp_init_attr_e
   qp->hash_fields = fields;
   ++qp->table->users;
   return &qp->qp;
+}
+
+/* A queue pair that sends, with room for the headers of large segments; or one that hashes. */
+struct ibv_qp* make_qp_ex(struct ibv_context* ib, struct ibv_qp_init_attr_ex* wanted) {
+  if (wanted->comp_mask & (IBV_QP_INIT_ATTR_IND_TABLE | IBV_QP_INIT_ATTR_RX_HASH)) return make_hashing_qp(ib, wanted);
+  if (wanted->comp_mask != (IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_MAX_TSO_HEADER) || wanted->pd->context != ib) FAIL(EINVAL);
+  if (wanted->max_tso_header > MAX_TSO_HEADER) FAIL(EINVAL);
+  struct ibv_qp* const made = ibv_create_qp(wanted->pd, (struct ibv_qp_init_attr*)wanted); /* its first members are these */
+  if (made) ((struct fake_qp*)made)->max_tso_header = wanted->max_tso_header;
+  return made;
 }
 
 int ibv_modify_qp(struct ibv_qp* qp, struct ibv_qp_attr* attr, int mask) {

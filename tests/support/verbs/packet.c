@@ -63,12 +63,13 @@ int checksums_right(const uint8_t* frame, const struct parsed* p) {
   return whole(frame, p) == 0xffff;
 }
 
-/* IBV_SEND_IP_CSUM: whatever the fields hold. */
+/* Whatever the fields hold. */
 void write_checksums(uint8_t* frame, const struct parsed* p) {
-  if (p->ip != 4 || p->transport == 0) DIE("IBV_SEND_IP_CSUM on a frame that is no TCP or UDP over IPv4");
-  uint8_t* const header = frame + p->l3 + 10;
-  put16(header, 0);
-  put16(header, 0xffff - sum(frame + p->l3, p->l4 - p->l3, 0));
+  if (p->ip == 4) {
+    uint8_t* const header = frame + p->l3 + 10;
+    put16(header, 0);
+    put16(header, 0xffff - sum(frame + p->l3, p->l4 - p->l3, 0));
+  }
   uint8_t* const field = frame + p->l4 + (p->transport == 6 ? 16 : 6);
   put16(field, 0);
   const uint32_t value = 0xffff - whole(frame, p);

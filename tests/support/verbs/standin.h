@@ -16,7 +16,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_WQS = 160, MAX_FLOWS = 512, MAX_MRS = 16, MAX_TABLE = 256, MAX_FRAME = 65536, INLINE_BYTES = 128 };
+enum {
+  MAX_WQS = 160,
+  MAX_FLOWS = 512,
+  MAX_MRS = 16,
+  MAX_TABLE = 256,
+  MAX_FRAME = 65536,
+  INLINE_BYTES = 128,
+  MAX_TSO_HEADER = 256
+};
 
 #define DIE(...) (fprintf(stderr, "verbs stand-in: " __VA_ARGS__), fputc('\n', stderr), abort())
 
@@ -25,6 +33,8 @@ struct settings {
   int active, rss, csum;
   int raw, ethernet; /* has raw packet queue pairs; its port is an Ethernet port */
   int max_qp_wr;
+  int tso;           /* bytes of a large segment; 0: none */
+  int no_tso_opcode; /* as mlx4: the device has it and ibv_post_send does not */
 };
 
 struct device {
@@ -66,7 +76,7 @@ struct fake_qp {
   struct table* table;     /* spreads received frames */
   uint64_t hash_fields;
   struct fake_cq* send_cq;
-  unsigned max_send, max_inline, in_flight_unsignalled;
+  unsigned max_send, max_inline, max_tso_header, in_flight_unsignalled;
   unsigned flows;
 };
 
@@ -96,12 +106,17 @@ int read_settings(const char* device, struct settings* out); /* 0: there is such
 
 /* wire.c */
 int wire_open(struct context* context);
+unsigned wire_mtu(const struct context* context);
 void pump(struct context* context); /* frames off the wire into receive queues; under the lock */
 int do_poll_cq(struct ibv_cq* cq, int most, struct ibv_wc* wc);
 int do_req_notify(struct ibv_cq* cq, int solicited_only);
 int do_post_send(struct ibv_qp* qp, struct ibv_send_wr* wr, struct ibv_send_wr** bad);
 int do_post_recv(struct ibv_qp* qp, struct ibv_recv_wr* wr, struct ibv_recv_wr** bad);
 int do_post_wq_recv(struct ibv_wq* wq, struct ibv_recv_wr* wr, struct ibv_recv_wr** bad);
+
+/* segment.c: cut the large segment of `wr`, and `out` with the pieces; 0 or an errno */
+int send_segments(struct context* context, const struct fake_qp* qp, const struct ibv_send_wr* wr,
+                  void (*out)(struct context*, const uint8_t*, unsigned));
 
 /* packet.c */
 struct parsed {

@@ -8,6 +8,7 @@
 #include <net/if.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -136,14 +137,23 @@ int do_req_notify(struct ibv_cq* ib, int solicited_only) {
   return 0;
 }
 
-static int send_one(struct context* c, struct fake_qp* qp, const struct ibv_send_wr* wr) {
+unsigned wire_mtu(const struct context* c) {
+  struct ifreq ask = {0};
+  snprintf(ask.ifr_name, sizeof ask.ifr_name, "%.15s", c->settings.interface);
+  return ioctl(c->wire, SIOCGIFMTU, &ask) == 0 ? (unsigned)ask.ifr_mtu : 0;
+}
+
+/* Down or full: lost, as on a cable. Down is told once per socket. */
+static void put_on_wire(struct context* c, const uint8_t* frame, unsigned bytes) {
+  if (send(c->wire, frame, bytes, MSG_DONTWAIT) < 0 && errno == ENETDOWN) send(c->wire, frame, bytes, MSG_DONTWAIT);
+}
+
+static int send_frame(struct context* c, const struct fake_qp* qp, const struct ibv_send_wr* wr) {
   static __thread uint8_t frame[MAX_FRAME];
   unsigned bytes = 0;
   const int small = (wr->send_flags & IBV_SEND_INLINE) != 0;
-  if (wr->opcode != IBV_WR_SEND || wr->num_sge != 1) return EINVAL;
   for (int i = 0; i < wr->num_sge; ++i) {
     const struct ibv_sge* const sge = &wr->sg_list[i];
-    if (!small && !region(c, sge)) DIE("a send buffer outside the registered memory");
     if (bytes + sge->length > sizeof frame) return EINVAL;
     memcpy(frame + bytes, (const void*)(uintptr_t)sge->addr, sge->length);
     bytes += sge->length;
@@ -152,16 +162,27 @@ static int send_one(struct context* c, struct fake_qp* qp, const struct ibv_send
   if (bytes < 60) DIE("a frame of %u bytes below the Ethernet minimum", bytes);
   if (wr->send_flags & IBV_SEND_IP_CSUM) {
     const struct parsed p = parse(frame, bytes);
+    if (p.ip != 4 || p.transport == 0) DIE("IBV_SEND_IP_CSUM on a frame that is no TCP or UDP over IPv4");
     write_checksums(frame, &p);
   }
-  /* Down or full: lost, as on a cable. Down is told once per socket. */
-  if (send(c->wire, frame, bytes, MSG_DONTWAIT) < 0 && errno == ENETDOWN) send(c->wire, frame, bytes, MSG_DONTWAIT);
+  put_on_wire(c, frame, bytes);
+  return 0;
+}
+
+static int send_one(struct context* c, struct fake_qp* qp, const struct ibv_send_wr* wr) {
+  if (wr->num_sge != 1) return EINVAL;
+  if (!(wr->send_flags & IBV_SEND_INLINE) && !region(c, wr->sg_list)) DIE("a send buffer outside the registered memory");
+  int error = EINVAL;
+  if (wr->opcode == IBV_WR_SEND) error = send_frame(c, qp, wr);
+  if (wr->opcode == IBV_WR_TSO && !c->settings.no_tso_opcode) error = send_segments(c, qp, wr, put_on_wire);
+  if (error) return error;
   if (!(wr->send_flags & IBV_SEND_SIGNALED)) {
     ++qp->in_flight_unsignalled;
     return 0;
   }
   qp->in_flight_unsignalled = 0;
-  const struct ibv_wc wc = {.wr_id = wr->wr_id, .opcode = IBV_WC_SEND, .qp_num = qp->qp.qp_num};
+  struct ibv_wc wc = {.wr_id = wr->wr_id, .opcode = IBV_WC_SEND, .qp_num = qp->qp.qp_num};
+  if (wr->opcode == IBV_WR_TSO) wc.opcode = IBV_WC_TSO;
   complete(qp->send_cq, &wc);
   return 0;
 }
