@@ -73,6 +73,12 @@ NetDevice read_link(const nlmsghdr* message, size_t bytes) {
   return device;
 }
 
+// Changing an interface failed. What it takes, and who can do it instead.
+Error change_failure(int error, const std::string& what, const std::string& command) {
+  if (error != EPERM) return {error, what};
+  return {0, what + ": this needs CAP_NET_ADMIN, or do it beforehand: ip link set dev " + command};
+}
+
 }  // namespace
 
 Result<void> check_device_name(const std::string& name) {
@@ -132,8 +138,8 @@ Result<void> NetDevices::set_up(const std::string& name) const {
   if (::ioctl(ioctl_.get(), SIOCGIFFLAGS, &request) != 0) return Error{errno, "read the flags of " + name};
   if ((request.ifr_flags & IFF_UP) != 0) return {};
   request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP);
-  if (::ioctl(ioctl_.get(), SIOCSIFFLAGS, &request) != 0) return Error{errno, "set the interface " + name + " up"};
-  return {};
+  if (::ioctl(ioctl_.get(), SIOCSIFFLAGS, &request) == 0) return {};
+  return change_failure(errno, "set the interface " + name + " up", name + " up");
 }
 
 Result<void> NetDevices::set_mtu(const std::string& name, uint32_t mtu) const {
@@ -143,7 +149,10 @@ Result<void> NetDevices::set_mtu(const std::string& name, uint32_t mtu) const {
     const int error = errno;
     const std::string what = "set the MTU of " + name + " to " + std::to_string(mtu);
     const auto device = find(name);
-    if (error != EINVAL || !device || device->max_mtu == 0) return Error{error, what};
+    if (device && device->mtu == mtu) return {};  // who may not change it may have it as it is
+    if (error != EINVAL || !device || device->max_mtu == 0) {
+      return change_failure(error, what, name + " mtu " + std::to_string(mtu));
+    }
     return Error{0, what + ": the interface takes " + std::to_string(device->max_mtu) + " at most"};
   }
   return {};
@@ -155,10 +164,11 @@ Result<void> NetDevices::set_mac(const std::string& name, Mac mac) const {
   for (uint32_t i = 0; i < kMacBytes; ++i) {
     request.ifr_hwaddr.sa_data[i] = static_cast<char>(mac >> (8 * (kMacBytes - 1 - i)));
   }
-  if (::ioctl(ioctl_.get(), SIOCSIFHWADDR, &request) != 0) {
-    return Error{errno, "set the address of " + name + " to " + mac_text(mac)};
-  }
-  return {};
+  if (::ioctl(ioctl_.get(), SIOCSIFHWADDR, &request) == 0) return {};
+  const int error = errno;
+  if (const auto device = find(name); device && device->mac == mac) return {};
+  return change_failure(error, "set the address of " + name + " to " + mac_text(mac),
+                        name + " address " + mac_text(mac));
 }
 
 bool NetDevices::ethtool(const std::string& name, void* request) const {

@@ -81,11 +81,12 @@ class TapPort : public Port {
 };
 
 std::string attach_failure(const std::string& device, uint32_t queues, int error) {
-  std::string what = "attach to the tap device " + (device.empty() ? std::string("(new)") : device);
+  const std::string what = "attach to the tap device " + (device.empty() ? std::string("(new)") : device);
+  const std::string name = device.empty() ? "NAME" : device;
   switch (error) {
     case EPERM:
-      return what + ": this needs CAP_NET_ADMIN, or a device made for this user with: ip tuntap add dev " +
-             (device.empty() ? "NAME" : device) + " mode tap user USER" + (queues > 1 ? " multi_queue" : "");
+      return what + ": this needs CAP_NET_ADMIN, or a device made for this user and set up: ip tuntap add dev " + name +
+             " mode tap user USER" + (queues > 1 ? " multi_queue" : "") + " && ip link set dev " + name + " up";
     case EBUSY:
       return what + ": another process is using it; end that one, or give the port another device";
     case EINVAL:
@@ -102,10 +103,15 @@ std::string attach_failure(const std::string& device, uint32_t queues, int error
 Result<UniqueFd> TapPort::attach_queue(bool multi_queue) {
   UniqueFd fd(::open(kTunPath, O_RDWR | O_NONBLOCK | O_CLOEXEC));
   if (!fd) {
-    const bool missing = errno == ENOENT || errno == ENODEV || errno == ENXIO;
-    const std::string hint =
-        missing ? " (load the module with: modprobe tun; a container needs --device /dev/net/tun)" : "";
-    return Error{errno, "open " + std::string(kTunPath) + hint};
+    const int error = errno;
+    std::string hint;
+    if (error == ENOENT || error == ENODEV || error == ENXIO) {
+      hint = " (load the module with: modprobe tun; a container needs --device /dev/net/tun)";
+    } else if (error == EACCES || error == EPERM) {
+      hint =
+          " (everybody may open it on most machines: chmod 0666 /dev/net/tun; a container needs --device /dev/net/tun)";
+    }
+    return Error{error, "open " + std::string(kTunPath) + hint};
   }
   ifreq request{};
   device_.copy(request.ifr_name, kMaxDeviceName);

@@ -30,7 +30,11 @@ Result<UniqueFd> open_control(KernelCalls& kernel) {
     if (code == ENOENT || code == ENXIO || code == ENODEV) {
       return because(code, what, "load the module vduse (modprobe vduse); network devices need Linux 6.10 or newer");
     }
-    if (code == EACCES || code == EPERM) return because(code, what, "run the switch as root or give it this file");
+    if (code == EACCES || code == EPERM) {
+      return because(code, what,
+                     "run the switch as root, or give its user this file and those of devices (a udev rule for "
+                     "SUBSYSTEM vduse) and CAP_NET_ADMIN");
+    }
     return Error{code, what};
   }
   __u64 version = VDUSE_API_VERSION;

@@ -27,8 +27,10 @@ Error not_opened(const Error& error) {
                      kVhostNetPath + ")" + instead};
     case EACCES:
     case EPERM:
-      return {0, error.message() + " (the switch needs to read and write it: add its user to the group of " +
-                     kVhostNetPath + ")" + instead};
+      return {0, error.message() +
+                     " (the switch needs to read and write it: a udev rule such as KERNEL==\"vhost-net\", "
+                     "GROUP=\"kvm\", MODE=\"0660\", and its user in that group)" +
+                     instead};
     default:
       return error;
   }

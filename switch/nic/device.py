@@ -335,7 +335,10 @@ class NicDevice:
         text = f"{what}{where}: {error}"
         if code in (errno.EPERM, errno.EACCES):
             node = f"/dev/infiniband/uverbs* of {self._spec.device}"
-            return f"{text}; this needs CAP_NET_RAW and the right to read and write {node}"
+            return (
+                f"{text}; this needs CAP_NET_RAW and the right to read and write {node} (run as root, or give the "
+                "service AmbientCapabilities=CAP_NET_RAW)"
+            )
         if code == errno.ENOMEM:
             soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
             limit = "no limit" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KB"

@@ -59,7 +59,7 @@ TEST_CASE("VhostNet: a device that cannot be opened is answered with a way out")
   };
   for (const Row& row : {Row{ENOENT, "modprobe vhost_net"},
                          {ENODEV, "modprobe vhost_net"},
-                         {EACCES, "add its user to the group of /dev/vhost-net"}}) {
+                         {EACCES, "a udev rule such as KERNEL==\"vhost-net\""}}) {
     CAPTURE(row.hint);
     FakeVhost kernel(kVhostNetPath);
     kernel.open_error = row.error;
