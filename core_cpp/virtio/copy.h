@@ -26,6 +26,5 @@ inline void copy_short(uint8_t* __restrict to, const uint8_t* __restrict from, u
 }
 
 inline void prefetch_read(const void* address) { __builtin_prefetch(address, 0, 3); }
-inline void prefetch_write(const void* address) { __builtin_prefetch(address, 1, 3); }
 
 }  // namespace sw

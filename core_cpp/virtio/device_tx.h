@@ -91,7 +91,6 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
 
   // The buffers at the beginning of `heads` that are one writable descriptor in one region, as host pointers. How many.
   uint32_t locate_run(const Head* heads, uint32_t count, uint8_t** to) {
-    const uint32_t header_bytes = header_bytes_;
     GuestCursor::Window window = cursor_.window();
     for (uint32_t i = 0; i < count; ++i) {
       const Head& head = heads[i];
@@ -105,7 +104,6 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       }
       to[i] = start;
       prefetch_read(start);
-      prefetch_write(start + header_bytes);
     }
     return count;
   }
