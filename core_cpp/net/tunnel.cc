@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "net/tunnel.h"
 
+#include <array>
+
 #include "net/ethernet.h"
 
 namespace sw {
@@ -13,7 +15,10 @@ constexpr uint8_t kProtocolGre = 47;
 constexpr uint16_t kEtherTypeBridging = 0x6558;  // transparent Ethernet bridging: an Ethernet frame follows
 
 constexpr uint32_t kVxlanHeaderBytes = 8;
-constexpr uint8_t kVxlanHasId = 0x08;  // the flag that RFC 7348 has, and no other
+constexpr uint8_t kVxlanHasId = 0x08;
+constexpr uint8_t kVxlanHasProtocol = 0x04;  // generic protocol extension: the fourth byte says what follows
+constexpr uint8_t kVxlanHasPolicy = 0x80;    // group policy: two flags in the second byte, a number in the next two
+constexpr uint8_t kVxlanPolicyFlags = 0x48;
 constexpr uint32_t kGeneveHeaderBytes = 8;
 constexpr uint32_t kGreHeaderBytes = 4;
 constexpr uint8_t kGreChecksum = 0x80;
@@ -30,12 +35,30 @@ Packet parse_carried(std::span<const uint8_t> start, size_t at, uint16_t type) {
   return type == kEtherTypeBridging ? parse_ethernet(start, at) : parse_l3(start, at, type);
 }
 
+// What follows a VXLAN header, as an EtherType; 0: it is none. Flags that change what lies behind it (remote checksum
+// offload, where an unfinished checksum is meant) make it none as well.
+uint16_t carried_by_vxlan(const uint8_t* header) {
+  const bool others_clear = header[1] == 0 && header[2] == 0;
+  switch (header[0]) {
+    case kVxlanHasId:
+      return others_clear && header[3] == 0 ? kEtherTypeBridging : 0;
+    case kVxlanHasId | kVxlanHasPolicy:
+      return (header[1] & ~kVxlanPolicyFlags) == 0 ? kEtherTypeBridging : 0;
+    case kVxlanHasId | kVxlanHasProtocol: {
+      constexpr std::array<uint16_t, 4> kTypes = {0, kEtherTypeIpv4, kEtherTypeIpv6, kEtherTypeBridging};
+      return others_clear && header[3] < kTypes.size() ? kTypes.at(header[3]) : uint16_t{0};
+    }
+    default:
+      return 0;
+  }
+}
+
 std::optional<Packet> parse_udp(std::span<const uint8_t> start, size_t at) {
-  if (start.size() - at < kVxlanHeaderBytes) return std::nullopt;
+  if (start.size() - at < kVxlanHeaderBytes) return Packet{};
   const uint8_t* const header = start.data() + at;
   const bool reserved_clear = header[7] == 0;
-  if (header[0] == kVxlanHasId && header[1] == 0 && load_be16(header + 2) == 0 && reserved_clear) {
-    return parse_ethernet(start, at + kVxlanHeaderBytes);
+  if (const uint16_t carried = carried_by_vxlan(header); carried != 0 && reserved_clear) {
+    return parse_carried(start, at + kVxlanHeaderBytes, carried);
   }
   const uint32_t options = (header[0] & 0x3fU) * 4;
   const bool version_0 = header[0] >> 6 == 0;
@@ -47,7 +70,7 @@ std::optional<Packet> parse_udp(std::span<const uint8_t> start, size_t at) {
 }
 
 std::optional<Packet> parse_gre(std::span<const uint8_t> start, size_t at) {
-  if (start.size() - at < kGreHeaderBytes) return std::nullopt;
+  if (start.size() - at < kGreHeaderBytes) return Packet{};
   const uint8_t flags = start[at];
   const uint16_t type = load_be16(&start[at + 2]);
   // Routing (RFC 1701) and versions that are not GRE but PPTP are not looked into.

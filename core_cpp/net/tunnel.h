@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The packet inside a tunnel's packet: VXLAN (RFC 7348), GENEVE (RFC 8926), GRE (RFC 2784, 2890) and IP in IP (RFC 2003,
+// The packet inside a tunnel's packet: VXLAN (RFC 7348, with group policy or the generic protocol extension), GENEVE (RFC 8926), GRE (RFC 2784, 2890) and IP in IP (RFC 2003,
 // 4213). For offload work; forwarding looks at the outer Ethernet header alone.
 #pragma once
 
@@ -12,8 +12,8 @@
 namespace sw {
 
 // `outer`: what parse_packet or this found in `start`. nullopt: not a tunnel's packet. ip_version 0: no IP packet inside,
-// or it begins behind `start`. VXLAN and GENEVE are told by their headers alone, as their UDP ports are whatever people
-// configure: who acts on the answer must check more than that.
+// or `start` ends before that can be told. VXLAN and GENEVE are told by their headers alone, as their UDP ports are
+// whatever people configure: who acts on the answer must check more than that.
 std::optional<Packet> parse_inner(std::span<const uint8_t> start, const Packet& outer);
 
 }  // namespace sw

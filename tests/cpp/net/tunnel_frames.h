@@ -6,7 +6,18 @@
 
 namespace sw::test {
 
-enum class TunnelKind : uint8_t { kVxlan, kGeneve, kGeneveIp, kGretap, kGre, kIpInIp };
+// Those in UDP first.
+enum class TunnelKind : uint8_t {
+  kVxlan,
+  kVxlanPolicy,
+  kVxlanGeneric,
+  kVxlanGenericIp,
+  kGeneve,
+  kGeneveIp,
+  kGretap,
+  kGre,
+  kIpInIp
+};
 
 struct TunnelShape {
   TunnelKind kind = TunnelKind::kVxlan;
@@ -20,14 +31,22 @@ struct TunnelShape {
 // same version outside.
 inline OffloadFrame make_tunnel_frame(const OffloadFrame& inner, const TunnelShape& shape) {
   const uint16_t inner_type = inner.bytes.at(inner.l3) >> 4 == 4 ? 0x0800 : 0x86dd;
-  const bool udp =
-      shape.kind == TunnelKind::kVxlan || shape.kind == TunnelKind::kGeneve || shape.kind == TunnelKind::kGeneveIp;
-  const bool ethernet =
-      shape.kind == TunnelKind::kVxlan || shape.kind == TunnelKind::kGeneve || shape.kind == TunnelKind::kGretap;
+  const bool udp = shape.kind < TunnelKind::kGretap;
+  const bool ethernet = shape.kind != TunnelKind::kVxlanGenericIp && shape.kind != TunnelKind::kGeneveIp &&
+                        shape.kind != TunnelKind::kGre && shape.kind != TunnelKind::kIpInIp;
   Bytes header;
   switch (shape.kind) {
     case TunnelKind::kVxlan:
       header = {8, 0, 0, 0, 0, 0, 7, 0};
+      break;
+    case TunnelKind::kVxlanPolicy:
+      header = {0x88, 0x48, 0x12, 0x34, 0, 0, 7, 0};
+      break;
+    case TunnelKind::kVxlanGeneric:
+      header = {0x0c, 0, 0, 3, 0, 0, 7, 0};
+      break;
+    case TunnelKind::kVxlanGenericIp:
+      header = {0x0c, 0, 0, static_cast<uint8_t>(inner_type == 0x0800 ? 1 : 2), 0, 0, 7, 0};
       break;
     case TunnelKind::kGeneve:
     case TunnelKind::kGeneveIp:

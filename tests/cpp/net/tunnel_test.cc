@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "net/tunnel_frames.h"
 
@@ -21,6 +22,9 @@ struct Row {
 const Row kRows[] = {
     {"VXLAN", {.kind = TunnelKind::kVxlan}},
     {"VXLAN over IPv6, tagged", {.kind = TunnelKind::kVxlan, .ip_version = 6, .tags = 2}},
+    {"VXLAN with group policy", {.kind = TunnelKind::kVxlanPolicy}},
+    {"VXLAN with the generic protocol extension", {.kind = TunnelKind::kVxlanGeneric}},
+    {"VXLAN with an IP packet", {.kind = TunnelKind::kVxlanGenericIp, .ip_version = 6}},
     {"GENEVE", {.kind = TunnelKind::kGeneve}},
     {"GENEVE with options", {.kind = TunnelKind::kGeneve, .options = 252}},
     {"GENEVE with an IP packet", {.kind = TunnelKind::kGeneveIp, .ip_version = 6, .options = 4}},
@@ -82,6 +86,16 @@ TEST_CASE("parse_inner: every truncation is handled and offsets stay inside") {
   }
 }
 
+TEST_CASE("parse_inner: a tunnel's header that is cut off is not ruled out") {
+  const OffloadFrame vxlan = make_tunnel_frame(inner_frame(4), {});
+  const OffloadFrame gre = make_tunnel_frame(inner_frame(4), {.kind = TunnelKind::kGretap});
+  for (const auto& [frame, header] : {std::pair{vxlan.bytes, size_t{42}}, std::pair{gre.bytes, size_t{34}}}) {
+    const auto inner = inner_of(frame, header + 3);
+    REQUIRE(inner);
+    CHECK(inner->ip_version == 0);
+  }
+}
+
 TEST_CASE("parse_inner: what is no tunnel's packet") {
   const OffloadFrame inner = inner_frame(4);
   const OffloadFrame vxlan = make_tunnel_frame(inner, {});
@@ -91,18 +105,24 @@ TEST_CASE("parse_inner: what is no tunnel's packet") {
     bytes.at(at) = value;
     return inner_of(bytes, bytes.size()).has_value();
   };
+  const OffloadFrame policy = make_tunnel_frame(inner, {.kind = TunnelKind::kVxlanPolicy});
+  const OffloadFrame generic = make_tunnel_frame(inner, {.kind = TunnelKind::kVxlanGeneric});
   constexpr size_t kL3 = 14;
   constexpr size_t kInUdp = 42;
   constexpr size_t kInIp = 34;
   CHECK(is_tunnel(vxlan.bytes, kInUdp + 4, 0xff));  // any network number
   CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0));
-  CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0x0c));      // generic protocol extension
-  CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0x88));      // group policy
+  CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0x0c));  // says what follows, and does not
+  CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0x8c));
+  CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp, 0x18));
   CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp + 1, 0x20));  // remote checksum offload: unfinished on purpose
   CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp + 3, 1));
   CHECK_FALSE(is_tunnel(vxlan.bytes, kInUdp + 7, 1));
   CHECK_FALSE(is_tunnel(vxlan.bytes, kL3 + 9, 132));       // SCTP
   CHECK_FALSE(is_tunnel(vxlan.bytes, kL3 + 6, 0x20));      // a fragment
+  CHECK_FALSE(is_tunnel(policy.bytes, kInUdp + 1, 0x20));  // remote checksum offload again
+  CHECK_FALSE(is_tunnel(generic.bytes, kInUdp + 3, 4));    // network service header
+  CHECK_FALSE(is_tunnel(generic.bytes, kInUdp + 2, 1));
   CHECK_FALSE(is_tunnel(geneve.bytes, kInUdp, 0x40));      // version 1
   CHECK_FALSE(is_tunnel(geneve.bytes, kInUdp + 2, 0x64));  // another protocol
   CHECK_FALSE(is_tunnel(geneve.bytes, kInUdp + 7, 1));     // reserved

@@ -219,6 +219,8 @@ TEST_CASE("restore_offload: an unfinished checksum inside a tunnel is marked, an
       {"VXLAN", {.kind = TunnelKind::kVxlan}},
       {"VXLAN with an outer checksum", {.kind = TunnelKind::kVxlan, .checksum = true}},
       {"VXLAN over IPv6, tagged", {.kind = TunnelKind::kVxlan, .ip_version = 6, .tags = 1, .checksum = true}},
+      {"VXLAN with group policy", {.kind = TunnelKind::kVxlanPolicy}},
+      {"VXLAN with an IP packet", {.kind = TunnelKind::kVxlanGenericIp, .checksum = true}},
       {"GENEVE", {.kind = TunnelKind::kGeneve, .options = 16}},
       {"GENEVE with an outer checksum", {.kind = TunnelKind::kGeneve, .checksum = true, .options = 252}},
       {"GENEVE with an IP packet", {.kind = TunnelKind::kGeneveIp, .ip_version = 6, .checksum = true}},
