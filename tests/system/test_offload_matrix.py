@@ -290,6 +290,10 @@ ALL_MTU_ROWS = [
             (f"{kind}-jumbo", kind, (plain(1501), Vnet()), False),
         )
     ),
+    ("tap-vhost", "verbs-jumbo", large(8948), True),
+    ("tap-vhost", "verbs-jumbo", large(8949), False),
+    ("tap-vhost", "afxdp", large(1449), False),
+    ("verbs-jumbo", "tap-vhost", (plain(9000), Vnet()), True),
     ("guest", "afxdp", (plain(1500, AD), Vnet()), True),  # the stand-in's wire takes no such frame
     ("afxdp-jumbo", "verbs-jumbo", (plain(9000), Vnet()), True),
     ("verbs-jumbo", "afxdp-jumbo", (plain(9000), Vnet()), True),
