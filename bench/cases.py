@@ -57,6 +57,13 @@ class Case:
     def all_ports(self) -> int:
         return self.ports + self.idle
 
+    @property
+    def plain(self) -> Case | None:
+        """What the cost of many addresses or of idle ports is told against: the same without. None: it has neither."""
+        if self.pairs == 1 and self.idle == 0:
+            return None
+        return replace(self, pairs=1, idle=0)
+
 
 def _count(text: str) -> int:
     units = {"": 1, "k": 1 << 10, "m": 1 << 20}

@@ -8,7 +8,7 @@ so a switch is compared with another in the same second, and the median of all s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,16 +71,21 @@ def needs_of(case: Case) -> Needs:
 
 @contextmanager
 def on_switches(
-    case: Case, switches: Sequence[Switch], latency: bool = False, one_way: bool = False
+    case: Case,
+    switches: Sequence[Switch],
+    latency: bool = False,
+    one_way: bool = False,
+    others: Mapping[str, Case] | None = None,
 ) -> Iterator[dict[str, Generator]]:
-    """Every switch started and paused, with the case's guests connected and inactive."""
-    needs = needs_of(case)
+    """Every switch started and paused, with the case's guests connected and inactive. `others`: by label, the case of a
+    switch that has another one."""
     with ExitStack() as house:
         generators: dict[str, Generator] = {}
         for switch in switches:
-            switch.start(needs)
+            its = (others or {}).get(switch.label, case)
+            switch.start(needs_of(its))
             house.callback(switch.stop)
-            generator = Generator(case, switch, latency, one_way)
+            generator = Generator(its, switch, latency, one_way)
             house.callback(generator.close)
             generator.connect()
             generators[switch.label] = generator
@@ -115,10 +120,12 @@ def measure_window(switch: Switch, generator: Generator, seconds: float) -> Wind
     return Window(load, machine.noise(times_before, times_after, load.seconds), cycles)
 
 
-def measure_rate(case: Case, switches: Sequence[Switch], rounds: int, seconds: float) -> dict[str, Outcome]:
+def measure_rate(
+    case: Case, switches: Sequence[Switch], rounds: int, seconds: float, others: Mapping[str, Case] | None = None
+) -> dict[str, Outcome]:
     """As many frames as go, both ways."""
     outcomes = {switch.label: Outcome() for switch in switches}
-    with on_switches(case, switches) as generators:
+    with on_switches(case, switches, others=others) as generators:
         for number in range(rounds):
             # A B C, then C B A: what drifts hits the first and the last alike.
             for switch in switches if number % 2 == 0 else reversed(switches):

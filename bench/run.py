@@ -29,6 +29,8 @@ from bench.numbers import median, ratios
 from bench.process import BenchError
 from bench.switches import LOAD_CPU, Ours, Switch, make_switch
 
+PLAIN = "plain"  # label of our switch with the plain case
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n")[0])
@@ -81,21 +83,40 @@ def latency_line(label: str, load: str, point: Point) -> str:
     )
 
 
+def with_plain(case: Case, switches: Sequence[Switch]) -> tuple[list[Switch], dict[str, Case]]:
+    """Our switch once more, for the plain case beside one that is to be told against it; and the case by its label."""
+    plain, ours = case.plain, switches[0]
+    if plain is None or not isinstance(ours, Ours):
+        return list(switches), {}
+    return [ours, Ours(PLAIN, ours.checkout, ours.tsc_hz), *switches[1:]], {PLAIN: plain}
+
+
+def measure_rates(case: Case, switches: Sequence[Switch], rounds: int, seconds: float) -> dict[str, Any]:
+    if case.kind == "rate":
+        contenders, others = with_plain(case, switches)
+        outcomes = measure_rate(case, contenders, rounds, seconds, others)
+    else:
+        outcomes = measure_loop(case, switches, rounds, seconds)
+    kept: dict[str, Any] = {}
+    first = next(iter(outcomes.values()))
+    for label, outcome in outcomes.items():
+        print(rate_line(label, outcome, first), flush=True)
+        kept[label] = outcome.as_dict()
+        if outcome is not first:
+            kept[label]["ratio"] = round(median(ratios(first.mpps, outcome.mpps)), 3)
+        if label == PLAIN:
+            kept[label]["cycles_ratio"] = round(median(ratios(first.cycles, outcome.cycles)), 3)
+    return kept
+
+
 def measure(case: Case, switches: Sequence[Switch], rounds: int, seconds: float) -> dict[str, Any]:
     """What the case asks for: printed, and as it is kept."""
     able = [switch for switch in switches if switch.able(needs_of(case))]
     ours = [switch for switch in able if isinstance(switch, Ours)]
-    kept: dict[str, Any] = {}
     if case.kind in ("rate", "loop"):
-        how = measure_rate if case.kind == "rate" else measure_loop
-        outcomes = how(case, able, rounds, seconds)
-        first = next(iter(outcomes.values()))
-        for label, outcome in outcomes.items():
-            print(rate_line(label, outcome, first), flush=True)
-            kept[label] = outcome.as_dict()
-            if outcome is not first:
-                kept[label]["ratio"] = round(median(ratios(first.mpps, outcome.mpps)), 3)
-    elif case.kind == "latency":
+        return measure_rates(case, able, rounds, seconds)
+    kept: dict[str, Any] = {}
+    if case.kind == "latency":
         for label, points in measure_latency(case, able, rounds, seconds).items():
             for load, point in points.items():
                 print(latency_line(label, load, point), flush=True)

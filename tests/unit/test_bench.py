@@ -136,6 +136,26 @@ def test_peers_are_left_out_of_what_they_cannot_do() -> None:
     assert [make_switch(name, 1).able(ports) for name in ("ours", "ovs", "testpmd")] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "switches", "labels"),
+    [
+        ("64-split", "ours ovs", ["ours", "ovs"]),
+        ("64-split-32idle", "ours ovs", ["ours", "plain", "ovs"]),
+        ("64-packed-1kpairs", "ours", ["ours", "plain"]),
+        ("64-packed-1kpairs", "ovs ours", ["ovs", "ours"]),
+    ],
+)
+def test_many_addresses_and_idle_ports_are_told_against_the_plain_case(
+    name: str, switches: str, labels: list[str]
+) -> None:
+    case = cases.parse_case(name)
+    contenders, others = run.with_plain(case, [make_switch(switch, 1) for switch in switches.split()])
+    assert [switch.label for switch in contenders] == labels
+    assert {label: (one.pairs, one.idle, one.packed) for label, one in others.items()} == (
+        {"plain": (1, 0, case.packed)} if "plain" in labels else {}
+    )
+
+
 def test_results_of_several_runs_are_merged(tmp_path: Path) -> None:
     file = tmp_path / "results/all.json"
     run.merge(file, {"machine": {"cpu": "old"}}, {"a": {"ours": 1}, "b": {"ours": 2}})
