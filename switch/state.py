@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from switch.plan import BridgeSpec
 log = logging.getLogger("switch.state")
 
 VERSION = 1
+PIECE = 4096  # learned flows in one piece of text
 
 
 Spec = PortSpec | BridgeSpec
@@ -192,16 +194,18 @@ class StateFile:
     def save(self, state: SavedState, *, force: bool = False) -> bool:
         """Write when anything but the time of saving changed (or `force`). Returns whether it wrote; OSError when it
         could not."""
-        body = encode(state)
-        signature = json.dumps(body, separators=(",", ":")).encode()
-        if signature == self._written and not force:
+        pieces = list(encode_pieces(state))
+        signature = hashlib.blake2b(digest_size=16)
+        for piece in pieces:
+            signature.update(piece)
+        if signature.digest() == self._written and not force:
             return False
-        body["saved"] = state.saved or time.time()
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(body, separators=(",", ":")).encode())
+                file.write(b'{"saved":%s,' % json.dumps(state.saved or time.time()).encode())
+                file.writelines(pieces)
                 file.write(b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -215,7 +219,7 @@ class StateFile:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self._written = signature
+        self._written = signature.digest()
         return True
 
     def forget(self) -> None:
@@ -224,20 +228,37 @@ class StateFile:
             self.path.unlink()
 
 
-def encode(state: SavedState) -> dict[str, Any]:
-    """The JSON body without its time, so that equal states encode equally."""
+def encode_pieces(state: SavedState) -> Iterator[bytes]:
+    """The JSON body without its time and its opening brace, so that equal states encode equally. A million learned
+    flows are a few pieces of text here instead of a million lists at once."""
+    yield _dump(_without_learned(state)).encode()[1:-1] + b',"learned":['
+    separator = b""
+    for start in range(0, len(state.learned), PIECE):
+        rows = [
+            [flow.bridge, flow.vlan, format_mac(flow.mac), flow.port, flow.age]
+            for flow in state.learned[start : start + PIECE]
+        ]
+        yield separator + _dump(rows).encode()[1:-1]
+        separator = b","
+    yield b"]}"
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _without_learned(state: SavedState) -> dict[str, Any]:
     return {
         "version": VERSION,
         "starts": state.starts,
         "ports": {name: _overlay_out(overlay) for name, overlay in sorted(state.ports.items())},
         "bridges": {name: _overlay_out(overlay) for name, overlay in sorted(state.bridges.items())},
         "flows": [[flow.bridge, flow.vlan, format_mac(flow.mac), flow.port, flow.owner] for flow in state.flows],
-        "learned": [[flow.bridge, flow.vlan, format_mac(flow.mac), flow.port, flow.age] for flow in state.learned],
     }
 
 
 def decode(body: Any) -> SavedState:
-    """The inverse of encode; raises for anything else."""
+    """The inverse of encode_pieces; raises for anything else."""
     if not isinstance(body, dict) or body.get("version") != VERSION:
         raise ValueError(f"not a state file of version {VERSION}")
     return SavedState(

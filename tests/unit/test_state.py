@@ -16,11 +16,12 @@ from switch.datapath import FdbEntry, PortSpec, VlanPolicy
 from switch.learning import Flow
 from switch.plan import BridgeSpec
 from switch.state import (
+    PIECE,
     SavedState,
     StateFile,
     decode,
     difference,
-    encode,
+    encode_pieces,
     overlay_bridges,
     overlay_ports,
     port_from_dict,
@@ -64,7 +65,7 @@ def test_a_port_survives_its_dictionary(spec: PortSpec) -> None:
 
 @given(st.dictionaries(names, specs, max_size=5), st.dictionaries(names, specs, max_size=5))
 def test_overlays_rebuild_what_ran_on_the_same_file(base: dict[str, PortSpec], now: dict[str, PortSpec]) -> None:
-    state = decode(json.loads(json.dumps(encode(SavedState(ports=difference(base, now))))))
+    state = decode(json.loads(b"{" + b"".join(encode_pieces(SavedState(ports=difference(base, now))))))
     rebuilt, _ = overlay_ports(base, state.ports)
     assert rebuilt == now
 
@@ -83,6 +84,16 @@ def test_a_state_file_round_trips(tmp_path: Path) -> None:
     assert StateFile(file.path).load() == state
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["control.sock.state.json"]
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+def test_any_number_of_learned_flows_comes_back(count: int, tmp_path: Path) -> None:
+    learned = [FdbEntry("br0", number % 4095, 0x525400000000 + number, "vm1", "learned", 7) for number in range(count)]
+    file = StateFile(tmp_path / "s.json")
+    assert file.save(SavedState(saved=1.0, learned=learned))
+    assert file.load().learned == learned
+    assert not file.save(SavedState(saved=2.0, learned=learned))
+    assert file.save(SavedState(saved=3.0, learned=[*learned, FdbEntry("br0", 1, 2, "vm1", "learned", 0)]))
 
 
 def test_an_unchanged_state_is_not_written_again(tmp_path: Path) -> None:
