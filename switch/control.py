@@ -112,6 +112,7 @@ class Control:
         self._before: Before | None = None
         self._rollback: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._saving = asyncio.Lock()  # one writer of the state file; taken before _lock
 
     # ---- life ----
 
@@ -189,16 +190,18 @@ class Control:
             learned=learned,
         )
 
-    def _write(self, file: StateFile, force: bool) -> None:
-        file.save(self.snapshot(), force=force)
-
     async def save(self, *, force: bool = False) -> None:
-        """Write the state file if something changed. A disk that refuses is logged once, not raised."""
+        """Write the state file if something changed. A disk that refuses is logged once, not raised.
+
+        Changes wait while the state is collected, not while a large one is written.
+        """
         if self._state_file is None:
             return
-        async with self._lock:
+        async with self._saving:
             try:
-                await asyncio.to_thread(self._write, self._state_file, force)
+                async with self._lock:
+                    state = await asyncio.to_thread(self.snapshot)
+                await asyncio.to_thread(self._state_file.save, state, force=force)
                 self._save_failed = False
             except OSError as error:
                 if not self._save_failed:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from switch.control import Control, Exists, Missing
 from switch.datapath import Event, FdbEntry, PortSpec
 from switch.errors import ConfigError, PortError, SwitchError
 from switch.learning import Flow
+from switch.state import SavedState, StateFile
 from tests.support.daemon import MACHINE, config_text, make_control
 from tests.support.memory_datapath import MemoryDatapath
 
@@ -190,6 +192,31 @@ def test_a_restart_keeps_what_was_changed_beside_the_file(folder: Path) -> None:
     assert owners == {MAC: "external", MAC + 1: "learned", 0x525400000007: "static"}
     assert after.origin("vm7") == "runtime"
     assert after.facts().restarts == 1
+
+
+def test_changes_do_not_wait_for_a_slow_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = make_control(folder)
+    writing, go_on = threading.Event(), threading.Event()
+    written: list[set[str]] = []
+
+    def slow(_file: StateFile, state: SavedState, *, force: bool = False) -> bool:
+        writing.set()
+        assert go_on.wait(10)
+        written.append(set(state.ports))
+        return force
+
+    monkeypatch.setattr(StateFile, "save", slow)
+
+    async def scenario() -> None:
+        saving = asyncio.create_task(control.save())
+        await asyncio.to_thread(writing.wait, 10)
+        assert await asyncio.wait_for(control.add_port(request(folder)), 5)
+        again = asyncio.create_task(control.save())
+        go_on.set()
+        await asyncio.gather(saving, again)
+
+    run(scenario())
+    assert written == [set(), {"vm7"}]
 
 
 def test_a_restart_after_the_file_was_edited_follows_the_file(folder: Path) -> None:
