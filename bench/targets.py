@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the switch is meant to reach, each as one number of a result file and a bound.
 
-A path leads to a number: case, switch, keys. A Ratio divides two of them, or takes the median ratio of a case's rounds.
+A path leads to a number: case, switch, keys. A Target takes one, such as the median ratio of a case's rounds, or
+divides two.
 """
 
 from __future__ import annotations
