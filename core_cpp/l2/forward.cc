@@ -114,25 +114,23 @@ uint32_t Forwarder::Scratch::ask(Batch& batch, const PortPolicy& source, FdbTabl
   Frame* frame = batch.frames.data();
   Run* next = runs.data();
   for (uint32_t i = 0; i < count; ++next) {
-    const Addresses addresses(frame->data());
+    const Addresses addresses(frame->head);  // nothing is tagged or untagged yet: head_offset is 0
     Run& run = *next;
     run.begin = static_cast<uint8_t>(i);
     uint16_t vlan = untagged;
     bool plain = enabled && !addresses.with_group() && !addresses.maybe_reserved();
     if (!addresses.tagged()) [[likely]] {
       do {
-        frame->vlan = untagged;
-        frame->tci = untagged;
-        frame->tagged = false;
+        if (untagged != 0) frame->vlan = frame->tci = untagged;  // as 0 they come
         ++i;
         ++frame;
-      } while (i < count && Addresses(frame->data()) == addresses);
+      } while (i < count && Addresses(frame->head) == addresses);
     } else if (frame->head_len < kEthHeaderBytes + kVlanTagBytes) {
       plain = false;
       ++i;
       ++frame;
     } else {
-      const uint16_t tci = load_be16(frame->data() + kEthHeaderBytes);
+      const uint16_t tci = load_be16(frame->head + kEthHeaderBytes);
       vlan = tci & kVlanIdMask;
       plain = plain && vlan != 0 && !source.vlan.access && source.vlan.carries(vlan);
       do {
@@ -141,8 +139,8 @@ uint32_t Forwarder::Scratch::ask(Batch& batch, const PortPolicy& source, FdbTabl
         frame->tagged = true;
         ++i;
         ++frame;
-      } while (i < count && frame->head_len >= kEthHeaderBytes + kVlanTagBytes &&
-               Addresses(frame->data()) == addresses && load_be16(frame->data() + kEthHeaderBytes) == tci);
+      } while (i < count && frame->head_len >= kEthHeaderBytes + kVlanTagBytes && Addresses(frame->head) == addresses &&
+               load_be16(frame->head + kEthHeaderBytes) == tci);
     }
     run.end = static_cast<uint8_t>(i);
     run.vlan = vlan;

@@ -27,7 +27,7 @@ void move_front(Frame& frame, int delta) {
   uint8_t* const from = frame.data();
   std::memmove(from - delta, from, kMacPairBytes);
   frame.head_offset = static_cast<int16_t>(frame.head_offset - delta);
-  frame.head_len = static_cast<uint16_t>(frame.head_len + delta);
+  frame.head_len = frame.head_len + delta;
   frame.len = static_cast<uint32_t>(static_cast<int>(frame.len) + delta);
   move_offload_offsets(frame, delta);
 }

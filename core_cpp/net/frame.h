@@ -31,19 +31,25 @@ struct Segment {
 };
 
 struct alignas(64) Frame {
-  uint32_t len;         // bytes of the whole frame, head included, as it would leave now
-  uint16_t head_len;    // bytes of it in the head; min(len, kHeadBytes) when peeked, +-4 after a tag edit
-  int16_t head_offset;  // where it begins relative to `head`: 0 when peeked, -4 with a pushed tag, +4 with a popped one
+  uint32_t len;             // bytes of the whole frame, head included, as it would leave now
+  uint32_t head_len;        // bytes of it in the head; min(len, kHeadBytes) when peeked, +-4 after a tag edit
   const Segment* segments;  // the rest: total length is len - head_len
-  uint16_t segment_count;
-  uint16_t vlan;  // VID the bridge classified it to; 0 = untagged on a trunk without native VLAN
-  uint16_t tci;   // PCP, DEI and VID to write when it leaves tagged
-  bool tagged;    // the head carries an 802.1Q tag at this moment
-  bool offload;   // vnet asks for work (checksum or segmentation): cheap test for the common case
+  // Marks: all 0 when peeked, but for offload and vnet of a frame that asks for something.
+  int16_t head_offset;  // where it begins relative to `head`: -4 with a pushed tag, +4 with a popped one
+  uint16_t vlan;        // VID the bridge classified it to; 0 = untagged on a trunk without native VLAN
+  uint16_t tci;         // PCP, DEI and VID to write when it leaves tagged
+  bool tagged;          // the head carries an 802.1Q tag at this moment
+  bool offload;         // vnet asks for work (checksum or segmentation): cheap test for the common case
   VnetHeader vnet;
+  uint16_t segment_count;
   Segment body;  // where `segments` of a frame in one piece points: no pool, no index
   uint8_t headroom[kHeadRoom];
   uint8_t head[kHeadBytes];  // 64-byte aligned
+
+  void clear_marks() {  // by two stores instead of one a member
+    constexpr size_t kFirst = offsetof(Frame, head_offset);
+    std::memset(reinterpret_cast<uint8_t*>(this) + kFirst, 0, offsetof(Frame, segment_count) - kFirst);
+  }
 
   [[nodiscard]] uint8_t* data() { return head + head_offset; }
   [[nodiscard]] const uint8_t* data() const { return head + head_offset; }

@@ -43,7 +43,7 @@ void XdpRx::fill(Batch& batch, uint32_t first, uint32_t chunks, uint32_t bytes) 
   const xdp_desc& start = socket_.rx.entry(first);
   const uint8_t* const data = chunk(start);
   frame.len = bytes;
-  frame.head_len = static_cast<uint16_t>(std::min(start.len, kHeadBytes));
+  frame.head_len = std::min(start.len, kHeadBytes);
   std::memcpy(frame.head, data, frame.head_len);
   Segment* const segments = &batch.segments[batch.segments_used];
   frame.segments = segments;

@@ -207,7 +207,7 @@ void Egress::Scratch::add_segment(const Frame& source, const Segmenter& segmente
     if (run.len == 0) ++first;
   }
   frame.len = header_bytes + payload_bytes;
-  frame.head_len = static_cast<uint16_t>(head_len);
+  frame.head_len = head_len;
   frame.head_offset = 0;
   frame.segments = runs.data() + first;
   frame.segment_count = static_cast<uint16_t>(runs_used - first);

@@ -76,7 +76,7 @@ void PacketRx::fill(Batch& batch, const Received& received, const tpacket2_hdr& 
     store_be16(frame.head + 14, header.tp_vlan_tci);
     std::memcpy(frame.head + 16, received.data + 12, in_head - 12);
     frame.len = received.bytes + kVlanTagBytes;
-    frame.head_len = static_cast<uint16_t>(in_head + kVlanTagBytes);
+    frame.head_len = in_head + kVlanTagBytes;
     if ((vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0) {
       vnet.csum_start = static_cast<uint16_t>(vnet.csum_start + kVlanTagBytes);
     }
@@ -84,7 +84,7 @@ void PacketRx::fill(Batch& batch, const Received& received, const tpacket2_hdr& 
     in_head = std::min(received.bytes, kHeadBytes);
     std::memcpy(frame.head, received.data, in_head);
     frame.len = received.bytes;
-    frame.head_len = static_cast<uint16_t>(in_head);
+    frame.head_len = in_head;
   }
   frame.segments = &batch.segments[batch.segments_used];
   frame.segment_count = 0;

@@ -44,7 +44,7 @@ bool TapRx::peek(Batch& batch, PortWorkerCounters& drops) {
       continue;
     }
     frame.len = len;
-    frame.head_len = static_cast<uint16_t>(std::min(len, kHeadBytes));
+    frame.head_len = std::min(len, kHeadBytes);
     frame.segments = &batch.segments[batch.segments_used];
     frame.segment_count = 0;
     if (len > kHeadBytes) {

@@ -82,7 +82,7 @@ void VerbsRx::fill(const ibv_wc& wc, Batch& batch) {
   const uint32_t in_head = std::min(wc.byte_len, kHeadBytes);
   std::memcpy(frame.head, data, in_head);
   frame.len = wc.byte_len;
-  frame.head_len = static_cast<uint16_t>(in_head);
+  frame.head_len = in_head;
   frame.segments = &batch.segments[batch.segments_used];
   frame.segment_count = 0;
   if (wc.byte_len > in_head) {

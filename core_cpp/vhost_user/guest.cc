@@ -164,7 +164,7 @@ Result<void> Guest::send(std::span<const uint8_t> frame, uint32_t queue, const V
     batch.clear();
     Frame& out = batch.frames[0];
     out.len = static_cast<uint32_t>(frame.size());
-    out.head_len = static_cast<uint16_t>(std::min<size_t>(frame.size(), kHeadBytes));
+    out.head_len = static_cast<uint32_t>(std::min<size_t>(frame.size(), kHeadBytes));
     out.head_offset = 0;
     std::copy_n(frame.data(), out.head_len, out.head);
     batch.segments[0] = {frame.data() + out.head_len, out.len - out.head_len};

@@ -297,7 +297,7 @@ uint32_t TrafficStation::send_frames(DriverTx& queue, uint32_t queue_number, uin
     index[i] = static_cast<uint8_t>(i);
     Frame& frame = batch.frames[i];
     frame.len = options_.frame_bytes;
-    frame.head_len = static_cast<uint16_t>(std::min(frame.len, kHeadBytes));
+    frame.head_len = std::min(frame.len, kHeadBytes);
     frame.head_offset = 0;
     std::copy_n(template_.data(), frame.head_len, frame.head);
     address(frame.head, (next_pair_ + i) % options_.pairs);

@@ -11,9 +11,10 @@ namespace sw {
 // already written instead of looping over single bytes.
 inline void copy_short(uint8_t* __restrict to, const uint8_t* __restrict from, uint32_t bytes) {
   if (bytes >= 64) {
-    const uint32_t last = bytes - 64;
-    for (uint32_t at = 0; at < last; at += 64) std::memcpy(to + at, from + at, 64);
-    std::memcpy(to + last, from + last, 64);
+    std::memcpy(to, from, 64);
+    if (bytes == 64) return;
+    for (uint32_t at = 64; at + 64 < bytes; at += 64) std::memcpy(to + at, from + at, 64);
+    std::memcpy(to + bytes - 64, from + bytes - 64, 64);
   } else if (bytes >= 32) {
     std::memcpy(to, from, 32);
     std::memcpy(to + bytes - 32, from + bytes - 32, 32);

@@ -31,7 +31,12 @@ struct Head {
   uint16_t next;  // split: next descriptor
   uint16_t id;    // what the used element names: split head index, packed buffer id (valid here if it is the only one)
 };
-static_assert(offsetof(Head, flags) == offsetof(Head, len) + 4 && offsetof(Head, next) == offsetof(Head, len) + 6);
+
+// What take_each() of a ring took.
+struct Taken {
+  uint32_t count = 0;
+  bool left_one = false;  // more was there, but the next chain was not taken
+};
 
 // A head with none of these set holds a whole readable buffer; with WRITE alone a whole writable one.
 inline constexpr uint16_t kFlagsOfInterest = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // PackedRing: the device's end of a packed virtqueue (virtio 1.3 2.8), without any idea of frames. Same members as
-// SplitRing (device_split.h), same rules: fetch copies, walk follows, take notes, publish shows.
+// SplitRing (device_split.h), same rules: take_each shows, fetch copies, walk follows, take notes, publish shows.
 //
 // Theory of operation. One array of descriptors serves both directions. The driver makes a slot available, we write it
 // back as used; a wrap counter on each side tells the laps apart. We return buffers in the order in which they came, so
@@ -56,35 +56,56 @@ class PackedRing {
     log_guest_ = area.value;
   }
 
-  // As SplitRing::fetch, but ends behind a list: where the next one begins is known after walk() only.
-  uint32_t fetch(Head* out, uint32_t max) {
+  // As SplitRing::take_each. The ring itself is written by publish() only, in one go: a switch that dies in the middle of a
+  // pass leaves a ring from which its successor can read the position (packed_position.h).
+  template <class Use>
+  Taken take_each(uint32_t max, Use use) {
     if (fault_.is_set()) [[unlikely]] {
-      return 0;
+      return {};
     }
     // A driver that breaks the rules may offer slots again that we have not returned yet: never go round past them.
     max = std::min(max, size_ - outstanding_);
-    const uint32_t size = size_;  // locals: stores through `out` must not make the compiler read members again
+    reserve_taken(max);
+    const uint32_t size = size_;  // locals: what `use` stores must not make the compiler read members again
     const uint64_t* const ring = words_of(0);
+    uint64_t* const list = returned_.data() + taken_;
     uint32_t at = read_;
     uint64_t avail = uint64_t{packed_avail_flags(wrap_)} << 48;
-    for (uint32_t i = 0; i < max; ++i) {
+    Taken taken;
+    for (; taken.count < max; ++taken.count) {
       const uint64_t* const words = ring + size_t{at} * 2;
       const uint64_t high = load_acquire(words[1]);  // pairs with the driver's release of the flags: list and buffers
-      if ((high & kLapBits) != avail) return i;
-      const uint16_t flags = bits48(high);
-      const uint16_t id = bits32(high);
-      out[i] = {load_relaxed(words[0]), low32(high), flags, 0, id};
-      if ((flags & VRING_DESC_F_NEXT) != 0) return i + 1;
-      if (id >= size) [[unlikely]] {
-        if (i == 0) fault_.set(RingFault::kBadId, id, size);
-        return i;
+      if ((high & kLapBits) != avail) break;
+      const Head head{load_relaxed(words[0]), low32(high), bits48(high), 0, bits32(high)};
+      uint32_t written = 0;
+      if (head.id >= size || !use(head, written)) [[unlikely]] {
+        taken.left_one = true;
+        break;
       }
+      list[taken.count] = returned(written, head.id, 1);
       if (++at == size) [[unlikely]] {
         at = 0;
         avail ^= kLapBits;  // one of the two, then the other
       }
     }
-    return max;
+    taken_ += taken.count;
+    taken_slots_ += taken.count;
+    outstanding_ += taken.count;
+    advance(taken.count);
+    return taken;
+  }
+  // Copies the first descriptor of the list at the read position. False: there is none, or the ring broke.
+  bool fetch(Head& head) {
+    if (fault_.is_set() || outstanding_ == size_) return false;
+    const uint64_t* const words = words_of(read_);
+    const uint64_t high = load_acquire(words[1]);  // as above
+    if ((high & kLapBits) != uint64_t{packed_avail_flags(wrap_)} << 48) return false;
+    head = {load_relaxed(words[0]), low32(high), bits48(high), 0, bits32(high)};
+    if ((head.flags & VRING_DESC_F_NEXT) == 0 && head.id >= size_) [[unlikely]] {
+      fault_.set(RingFault::kBadId, head.id, size_);
+      return false;
+    }
+    return true;
   }
   [[nodiscard]] bool is_idle() const { return !has_more(); }
 
@@ -120,45 +141,21 @@ class PackedRing {
   }
 
   void take(uint16_t id, uint16_t slots, uint32_t len) {
-    if (taken_ == kMaxTaken) [[unlikely]] {
-      write_back();
-    }
-    taken_list_[taken_++] = {len, id, slots};
+    reserve_taken(1);
+    returned_[taken_++] = returned(len, id, slots);
     taken_slots_ += slots;
     outstanding_ += slots;
-    read_ += slots;
-    if (read_ >= size_) {
-      read_ -= size_;
-      wrap_ = !wrap_;
-    }
-  }
-
-  // The same for `count` chains of one slot each in a row, as fetched from the read position on; `lens` counts if
-  // kWritten. The ring itself is written by publish() only, in one go: a switch that dies in the middle of a pass leaves a
-  // ring from which its successor can read the position (packed_position.h).
-  template <bool kWritten>
-  void take_run(const Head* heads, const uint32_t* lens, uint32_t count) {
-    if (taken_ + count > kMaxTaken) [[unlikely]]
-      write_back();
-    Taken* const list = taken_list_.data() + taken_;
-    for (uint32_t i = 0; i < count; ++i) list[i] = {kWritten ? lens[i] : 0, heads[i].id, 1};
-    taken_ += count;
-    taken_slots_ += count;
-    outstanding_ += count;
-    read_ += count;
-    if (read_ >= size_) {
-      read_ -= size_;
-      wrap_ = !wrap_;
-    }
+    advance(slots);
   }
 
   [[nodiscard]] uint32_t mark() const { return taken_; }
   void reserve_taken(uint32_t chains) {
-    if (taken_ + chains > kMaxTaken) write_back();
+    if (taken_ + chains > kMaxTaken) [[unlikely]]
+      write_back();
   }
   void rollback(uint32_t mark) {
     while (taken_ > mark) {
-      const uint32_t slots = taken_list_[--taken_].slots;
+      const uint32_t slots = slots_of(returned_[--taken_]);
       taken_slots_ -= slots;
       outstanding_ -= slots;
       if (read_ < slots) {
@@ -169,7 +166,7 @@ class PackedRing {
     }
   }
   void empty_since(uint32_t mark) {
-    for (uint32_t i = mark; i < taken_; ++i) taken_list_[i].len = 0;
+    for (uint32_t i = mark; i < taken_; ++i) returned_[i] &= ~uint64_t{0xffff'ffff};
   }
 
   void publish() {
@@ -225,15 +222,22 @@ class PackedRing {
   [[nodiscard]] const RingFault& fault() const { return fault_; }
 
  private:
-  struct Taken {  // len and id as in the second word of a descriptor
-    uint32_t len;
-    uint16_t id;
-    uint16_t slots;
-  };
+  // A list to be returned in one word: as the second one of a used descriptor, with its number of slots in place of flags.
+  static uint64_t returned(uint32_t len, uint16_t id, uint16_t slots) {
+    return uint64_t{slots} << 48 | uint64_t{id} << 32 | len;
+  }
+  static uint16_t slots_of(uint64_t returned) { return bits48(returned); }
   static constexpr uint64_t kLapBits = uint64_t{kPackedAvailBit | kPackedUsedBit} << 48;
 
   [[nodiscard]] uint64_t* words_of(uint32_t slot) const {
     return reinterpret_cast<uint64_t*>(descriptors_ + size_t{slot} * sizeof(VringPackedDesc));
+  }
+  void advance(uint32_t slots) {
+    read_ += slots;
+    if (read_ >= size_) {
+      read_ -= size_;
+      wrap_ = !wrap_;
+    }
   }
   template <class Piece>
   static Walk add_direct(Gather<Piece>& gather, uint64_t addr, uint32_t len, uint16_t flags) {
@@ -258,27 +262,28 @@ class PackedRing {
     uint64_t used = uint64_t{packed_used_flags(wrap)} << 48;
     if (!head_pending_) {
       keep_head(slot, used);
-      head_word_ = used_word(used, taken_list_[0]);
-      slot += taken_list_[0].slots;
+      head_word_ = used_word(used, returned_[0]);
+      slot += slots_of(returned_[0]);
       i = 1;
     }
     if (batch_used_) {
       // 2.8.8: the driver takes the id for the last buffer of the batch and skips to behind it.
-      head_word_ = used_word(head_used_, {0, taken_list_[count - 1].id, 0});
+      head_word_ = used_word(head_used_, returned(0, bits32(returned_[count - 1]), 0));
       return;
     }
     uint64_t* const ring = words_of(0);  // locals: see fetch()
     const uint32_t size = size_;
+    const bool logs = log_ != nullptr;
     for (; i < count; ++i) {
       if (slot >= size) [[unlikely]] {
         slot -= size;
         used ^= kLapBits;
       }
-      const Taken taken = taken_list_[i];
-      store_relaxed(ring[size_t{slot} * 2 + 1], used_word(used, taken));
-      if (log_ != nullptr) [[unlikely]]
+      const uint64_t list = returned_[i];
+      store_relaxed(ring[size_t{slot} * 2 + 1], used_word(used, list));
+      if (logs) [[unlikely]]
         log_slot(slot);
-      slot += taken.slots;
+      slot += slots_of(list);
     }
   }
   void keep_head(uint32_t slot, uint64_t used) {
@@ -287,10 +292,10 @@ class PackedRing {
     head_used_ = used;
   }
   // `used`: the flags of its lap, in place.
-  static uint64_t used_word(uint64_t used, Taken taken) {
+  static uint64_t used_word(uint64_t used, uint64_t returned) {
     constexpr uint64_t kWritten = uint64_t{VRING_DESC_F_WRITE} << 48;
-    const uint64_t len_and_id = std::bit_cast<uint64_t>(taken) & 0xffff'ffff'ffff;
-    return used | len_and_id | (taken.len != 0 ? kWritten : 0);
+    const uint64_t len_and_id = returned & 0xffff'ffff'ffff;
+    return used | len_and_id | (low32(returned) != 0 ? kWritten : 0);
   }
   void log_slot(uint32_t slot) const {
     log_->mark(log_guest_ + uint64_t{slot} * sizeof(VringPackedDesc), sizeof(VringPackedDesc));
@@ -323,8 +328,8 @@ class PackedRing {
   uint64_t head_used_ = 0;  // the flags of its lap, in place
   uint64_t head_word_ = 0;
   uint32_t taken_ = 0;
-  uint32_t taken_slots_ = 0;  // of those in taken_list_
-  std::array<Taken, kMaxTaken> taken_list_;
+  uint32_t taken_slots_ = 0;  // of those in returned_
+  std::array<uint64_t, kMaxTaken> returned_;
   const std::shared_ptr<DirtyLog> log_;
   uint64_t log_guest_ = 0;
   const uint64_t log_event_guest_;

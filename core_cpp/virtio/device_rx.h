@@ -2,11 +2,11 @@
 // DeviceRxImpl: frames that a guest sends. Borrows them from the guest's transmitq and gives them back.
 //
 // Theory of operation. A cache line that the guest just wrote takes longer to arrive than everything we do with a
-// frame, so peek works in stages over the whole batch and each stage starts the loads of the next: copy the
-// descriptors; turn them into pointers and prefetch the first lines of every payload; load the heads. The common chain,
-// one readable descriptor, takes a short path in every stage; anything else (several descriptors, indirect tables,
-// buffers across regions) is gathered into the batch's segment pool. The virtio-net header is read only if an offload
-// was negotiated: it usually lies in a line of its own.
+// frame, so peek works in two stages over the whole batch, and the first starts the loads of the second: turn
+// descriptors into pointers and prefetch the first lines of every payload; load the heads. The common chain, one readable
+// descriptor, takes a short path in both; anything else (several descriptors, indirect tables, buffers across regions)
+// is gathered into the batch's segment pool. The virtio-net header is read only if an offload was negotiated: it usually
+// lies in a line of its own.
 #pragma once
 
 #include <algorithm>
@@ -41,16 +41,14 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     }
     if (ring_.is_idle()) return false;
     staged_count_ = 0;
-    staged_bytes_ = 0;
     const uint32_t taken = stage(batch, drops);
     if (taken == 0) return false;
     this->counters_->frames.add(taken);
-    this->counters_->bytes.add(staged_bytes_);
+    this->counters_->bytes.add(fill(batch, drops));
     if (!this->enabled_) [[unlikely]] {  // vhost-user "Ring states": a started but disabled ring discards
-      drops.drop_rx(DropReason::kQueueDisabled, staged_count_);
-      return true;
+      drops.drop_rx(DropReason::kQueueDisabled, batch.count);
+      batch.count = 0;
     }
-    fill(batch, drops);
     return true;
   }
 
@@ -74,13 +72,6 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   }
 
  private:
-  // A chain between the stages.
-  struct Staged {
-    const uint8_t* payload;  // of a chain in one piece; the header lies in front of it. nullptr: in pieces
-    uint32_t len;            // of the frame, without header
-    uint16_t first_piece;    // of batch.segments, if it is in pieces
-    uint16_t pieces;
-  };
   struct Injected {
     uint32_t len;
     std::array<uint8_t, kHeadBytes> bytes;
@@ -88,62 +79,51 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   // Descriptors looked at in one peek, so that one guest's strange chains cannot hold up the others.
   static constexpr uint32_t kMaxSteps = 4 * kMaxChain;
 
-  // Take available chains: pointers to their payload in staged_, pieces in the pool, prefetches under way.
+  // Take available chains: length and payload in their frames, pieces in the pool, prefetches under way. How many.
   uint32_t stage(Batch& batch, PortWorkerCounters& drops) {
-    std::array<Head, kMaxBatch> heads;
     uint32_t taken = 0;
     uint32_t steps = 0;
-    // Less than was asked for is all there is, unless fetch stopped at a chain: another look would only take the
-    // driver's line away while it writes the next ones.
-    bool more = true;
-    while (more && taken < kMaxBatch && steps < kMaxSteps) {
-      const uint32_t wanted = kMaxBatch - taken;
-      const uint32_t count = ring_.fetch(heads.data(), wanted);
-      more = count == wanted;
-      uint32_t i = 0;
-      while (i < count && steps < kMaxSteps) {
-        const uint32_t run = stage_run(heads.data() + i, count - i);
-        i += run;
-        taken += run;
-        if (i == count) break;
-        if (!stage_chain(batch, drops, heads[i], steps)) return taken;
-        more = true;
-        ++i;
-        ++taken;
+    while (taken < kMaxBatch && steps < kMaxSteps) {
+      const Taken run = stage_run(batch, kMaxBatch - taken);
+      taken += run.count;
+      // None left is all there is: another look would only take the driver's line away while it writes the next ones.
+      Head head;
+      if (!run.left_one || !ring_.fetch(head)) break;
+      if ((head.flags & kFlagsOfInterest) == 0 && cursor_.moves_to(head.addr, head.len)) {
+        ++steps;
+        continue;
       }
+      if (!stage_chain(batch, drops, head, steps)) break;
+      ++taken;
     }
     return taken;
   }
 
-  // The common chains at the beginning of `heads`: one readable descriptor that holds header and frame. How many.
-  uint32_t stage_run(const Head* heads, uint32_t count) {
+  // The common chains at the read position: one readable descriptor, within the cursor's window, that holds header and
+  // frame.
+  Taken stage_run(Batch& batch, uint32_t most) {
     const uint32_t header_bytes = header_bytes_;
     const uint32_t longest = max_frame_bytes_ - kEthHeaderBytes;
-    Staged* const staged = staged_.data() + staged_count_;
-    GuestCursor::Window window = cursor_.window();
-    uint64_t bytes = 0;
-    uint32_t i = 0;
-    for (; i < count; ++i) {
-      const Head& head = heads[i];
+    const GuestCursor::Window window = cursor_.window();
+    Frame* frame = batch.frames.data() + staged_count_;
+    const Taken taken = ring_.take_each(most, [&](const Head& head, uint32_t& /*written*/) {
       const uint32_t len = head.len - header_bytes;  // wraps to something huge when the header does not fit
       if ((head.flags & kFlagsOfInterest) != 0 || len - kEthHeaderBytes > longest) [[unlikely]]
-        break;
-      const uint8_t* start = window.whole(head.addr, head.len);
-      if (start == nullptr) [[unlikely]] {
-        start = cursor_.whole(head.addr, head.len);
-        if (start == nullptr) break;
-        window = cursor_.window();
-      }
-      staged[i] = {start + header_bytes, len, 0, 0};
-      bytes += len;
+        return false;
+      if (!window.holds_short(head.addr, head.len)) [[unlikely]]
+        return false;
+      const uint8_t* const start = window.at(head.addr);
+      const uint8_t* const payload = start + header_bytes;
       if constexpr (kOffload) prefetch_read(start);
-      prefetch_read(start + header_bytes);
-      prefetch_read(start + header_bytes + std::min(len, kHeadBytes) - 1);
-    }
-    ring_.template take_run<false>(heads, nullptr, i);
-    staged_count_ += i;
-    staged_bytes_ += bytes;
-    return i;
+      prefetch_read(payload);
+      prefetch_read(payload + std::min(len, kHeadBytes) - 1);
+      frame->len = len;
+      frame->body.data = payload;
+      ++frame;
+      return true;
+    });
+    staged_count_ += taken.count;
+    return taken;
   }
 
   // Any other chain. False: leave it for the next peek (no room in the pool), or the ring broke.
@@ -163,13 +143,12 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     } else if (gather.total() > uint64_t{header_bytes_} + max_frame_bytes_) {
       drops.drop_rx(DropReason::kFrameTooLong);
     } else {
-      Staged& staged = staged_[staged_count_++];
-      staged.payload = nullptr;
+      Frame& staged = batch.frames[staged_count_++];
       staged.len = static_cast<uint32_t>(gather.total()) - header_bytes_;
-      staged.first_piece = static_cast<uint16_t>(first);
-      staged.pieces = static_cast<uint16_t>(gather.count());
+      staged.body.data = nullptr;  // in pieces
+      staged.segments = &batch.segments[first];
+      staged.segment_count = static_cast<uint16_t>(gather.count());
       batch.segments_used = first + gather.count();
-      staged_bytes_ += staged.len;
       for (uint32_t i = first; i < std::min(first + 2, batch.segments_used); ++i) {
         prefetch_read(batch.segments[i].data);
         prefetch_read(batch.segments[i].data + std::min(batch.segments[i].len, 64U) - 1);
@@ -178,56 +157,57 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     return true;
   }
 
-  // Load every head and make Frames of what was staged.
-  void fill(Batch& batch, PortWorkerCounters& drops) {
-    const uint32_t count = staged_count_;
+  // Load every head and complete the frames that were staged, in place, or further front behind one that is dropped. The
+  // bytes of all that were staged.
+  uint64_t fill(Batch& batch, PortWorkerCounters& drops) {
     const uint32_t header_bytes = header_bytes_;
+    const Frame* staged = batch.frames.data();
+    const Frame* const end = staged + staged_count_;
     Frame* frame = batch.frames.data();
-    for (uint32_t i = 0; i < count; ++i) {
-      const Staged staged = staged_[i];
-      const uint32_t head_len = std::min(staged.len, kHeadBytes);
+    uint64_t bytes = 0;
+    for (; staged != end; ++staged) {
+      const uint32_t len = staged->len;
+      const uint32_t head_len = std::min(len, kHeadBytes);
+      const uint8_t* const payload = staged->body.data;
       VnetHeader header;
-      frame->len = staged.len;
-      frame->head_len = static_cast<uint16_t>(head_len);
-      frame->head_offset = 0;
-      frame->vlan = 0;
-      frame->tci = 0;
-      frame->tagged = false;
-      frame->offload = false;
-      if (staged.payload != nullptr) [[likely]] {
-        copy_short(frame->head, staged.payload, head_len);
-        if constexpr (kOffload) std::memcpy(&header, staged.payload - header_bytes, sizeof header);
+      bytes += len;
+      frame->len = len;
+      frame->head_len = head_len;
+      if (payload != nullptr) [[likely]] {
+        copy_short(frame->head, payload, head_len);
+        if constexpr (kOffload) std::memcpy(&header, payload - header_bytes, sizeof header);
         frame->segments = &frame->body;
-        frame->segment_count = staged.len > kHeadBytes ? 1 : 0;
-        frame->body = {staged.payload + kHeadBytes, staged.len - head_len};
+        frame->segment_count = len > kHeadBytes ? 1 : 0;
+        frame->body = {payload + kHeadBytes, len - head_len};
       } else {
-        fill_from_pieces(batch, staged, *frame, header);
+        fill_from_pieces(batch, *staged, *frame, header);
       }
+      frame->clear_marks();
       if constexpr (kOffload) {
-        if (!accept_net_header(rules_, header, frame->head, head_len, frame->len)) [[unlikely]] {
+        if (!accept_net_header(rules_, header, frame->head, head_len, len)) [[unlikely]] {
           drops.drop_rx(DropReason::kBadOffload);
           continue;
         }
         frame->offload = header.flags != 0;
         batch.may_have_offloads |= frame->offload;
+        frame->vnet = header;
       }
-      frame->vnet = header;
       ++frame;
     }
     batch.count = static_cast<uint32_t>(frame - batch.frames.data());
+    return bytes;
   }
 
   // Header and head may be spread over any number of pieces, at any boundary (virtio 1.3 2.7.4).
-  void fill_from_pieces(Batch& batch, const Staged& staged, Frame& frame, VnetHeader& header) {
-    Segment* piece = &batch.segments[staged.first_piece];
-    Segment* const end = piece + staged.pieces;
+  void fill_from_pieces(Batch& batch, const Frame& staged, Frame& frame, VnetHeader& header) {
+    Segment* piece = &batch.segments[static_cast<size_t>(staged.segments - batch.segments.data())];
+    Segment* const end = piece + staged.segment_count;
     std::array<uint8_t, kNetHeaderBytes> raw;
     consume(piece, raw.data(), header_bytes_);
-    std::memcpy(&header, raw.data(), sizeof header);
+    if constexpr (kOffload) std::memcpy(&header, raw.data(), sizeof header);
     consume(piece, frame.head, frame.head_len);
     frame.segments = piece;
     frame.segment_count = static_cast<uint16_t>(end - piece);
-    if constexpr (!kOffload) header = {};
   }
   // Copy `bytes` bytes from the pieces, which hold that many, and cut them off; `piece` ends at the first non-empty
   // one.
@@ -248,15 +228,10 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     for (uint32_t i = 0; i < injected_count_; ++i) {
       Frame& frame = batch.frames[batch.count++];
       frame.len = injected_[i].len;
-      frame.head_len = static_cast<uint16_t>(frame.len);
-      frame.head_offset = 0;
+      frame.head_len = frame.len;
       frame.segments = batch.segments.data();
       frame.segment_count = 0;
-      frame.vlan = 0;
-      frame.tci = 0;
-      frame.tagged = false;
-      frame.offload = false;
-      frame.vnet = {};
+      frame.clear_marks();
       std::memcpy(frame.head, injected_[i].bytes.data(), frame.len);
       bytes += frame.len;
     }
@@ -268,9 +243,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
 
   const uint32_t max_frame_bytes_;
   const OffloadRules rules_;
-  uint32_t staged_count_ = 0;
-  uint64_t staged_bytes_ = 0;  // of the frames in staged_
-  std::array<Staged, kMaxBatch> staged_;
+  uint32_t staged_count_ = 0;  // frames of the batch between stage() and fill(): length and where the payload is
   uint32_t injected_count_ = 0;
   std::array<Injected, 4> injected_;
 };

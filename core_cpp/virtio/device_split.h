@@ -2,10 +2,10 @@
 // SplitRing: the device's end of a split virtqueue (virtio 1.3 2.7), without any idea of frames. device_rx.h and
 // device_tx.h put frames on top of it, or of PackedRing, which has the same members.
 //
-// Theory of operation. fetch() copies the first descriptors of available chains; walk() follows one of them; take()
-// and take_run() write the used elements of chains to be returned; publish() makes everything taken visible at once.
-// Elements beyond the used index mean nothing to the driver (2.7.8), so what was taken can be taken back. All of a ring
-// belongs to one thread at a time.
+// Theory of operation. take_each() shows the first descriptors of available chains to its caller, who takes those that
+// are whole buffers as they stand; fetch() copies the next one, walk() follows it and take() takes it. Taking writes the
+// chain's used element; publish() makes everything taken visible at once. Elements beyond the used index mean nothing to
+// the driver (2.7.8), so what was taken can be taken back. All of a ring belongs to one thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ class SplitRing {
         avail_(reinterpret_cast<VringAvail*>(config.ring.driver_area)),
         used_(reinterpret_cast<VringUsed*>(config.ring.device_area)),
         size_(config.ring.size),
-        mask_(static_cast<uint16_t>(config.ring.size - 1)),
+        mask_(config.ring.size - 1U),
         event_idx_(has_feature(config.features, VIRTIO_F_EVENT_IDX)),
         indirect_(has_feature(config.features, VIRTIO_F_INDIRECT_DESC)),
         log_(config.log_used ? config.log : nullptr),
@@ -45,40 +45,42 @@ class SplitRing {
     signalled_ = read_;
   }
 
-  // Copies the first descriptors of up to `max` available chains, from the read position on. 0: none, or the ring
-  // broke.
-  uint32_t fetch(Head* out, uint32_t max) {
-    if (fault_.is_set()) [[unlikely]] {
-      return 0;
-    }
-    auto pending = static_cast<uint16_t>(seen_ - read_);
-    if (pending < max) {
-      seen_ = load_acquire(avail_->idx);  // pairs with the driver's barrier before it moved the index: ring and chains
-      const auto ahead = static_cast<uint16_t>(seen_ - published_);
-      if (ahead > size_) [[unlikely]] {
-        fault_.set(RingFault::kIndexJumped, ahead, size_);
-        return 0;
-      }
-      pending = static_cast<uint16_t>(seen_ - read_);
-    }
-    const uint32_t count = std::min<uint32_t>(pending, max);
-    const VringAvail* const avail =
-        avail_;  // locals: stores through `out` must not make the compiler read members again
+  // Shows up to `max` available chains to `use`, from the read position on and in order, as their first descriptors say.
+  // use(head, written) decides: true takes the chain, to be returned with `written` bytes (0 if it sets nothing); false
+  // leaves it and all behind it to fetch(), as is a bad one.
+  template <class Use>
+  Taken take_each(uint32_t max, Use use) {
+    const uint32_t count = look(max);
+    // Locals: what `use` stores must not make the compiler read members again.
+    const uint16_t* const avail = avail_->ring;
+    VringUsedElem* const used = used_->ring;
     const uint8_t* const descriptors = descriptors_;
     const uint32_t mask = mask_;
     const uint32_t begin = read_;
-    for (uint32_t i = 0; i < count; ++i) {
-      const uint16_t id = load_relaxed(avail->ring[(begin + i) & mask]);
-      if (id > mask) [[unlikely]] {
-        if (i == 0) fault_.set(RingFault::kBadHead, id, size_);
-        return i;
+    Taken taken;
+    for (; taken.count < count; ++taken.count) {
+      const uint32_t slot = (begin + taken.count) & mask;
+      const uint16_t id = load_relaxed(avail[slot]);
+      uint32_t written = 0;
+      if (id > mask || !use(head_of(descriptors, id), written)) [[unlikely]] {
+        taken.left_one = true;
+        break;
       }
-      const RawDescriptor raw = load_descriptor(descriptors + size_t{id} * sizeof(VringDesc));
-      out[i].addr = raw.low;
-      store_unaligned(&out[i].len, raw.high);  // len, flags, next: in a Head as in the ring
-      out[i].id = id;
+      set_used(used[slot], id, written);
     }
-    return count;
+    read_ = static_cast<uint16_t>(begin + taken.count);
+    return taken;
+  }
+  // Copies the first descriptor of the chain at the read position. False: there is none, or the ring broke.
+  bool fetch(Head& head) {
+    if (look(1) == 0) return false;
+    const uint16_t id = load_relaxed(avail_->ring[read_ & mask_]);
+    if (id > mask_) [[unlikely]] {
+      fault_.set(RingFault::kBadHead, id, size_);
+      return false;
+    }
+    head = head_of(descriptors_, id);
+    return true;
   }
   // Anything to fetch? For rings that are mostly idle: touches one line.
   [[nodiscard]] bool is_idle() const { return seen_ == read_ && load_acquire(avail_->idx) == read_; }
@@ -113,15 +115,6 @@ class SplitRing {
   void take(uint16_t id, uint16_t /*slots*/, uint32_t len) {
     set_used(used_->ring[read_ & mask_], id, len);
     ++read_;
-  }
-  // The same for `count` chains without links in a row, as fetched from the read position on; `lens` counts if kWritten.
-  template <bool kWritten>
-  void take_run(const Head* heads, const uint32_t* lens, uint32_t count) {
-    VringUsedElem* const ring = used_->ring;
-    const uint32_t mask = mask_;
-    const uint32_t begin = read_;
-    for (uint32_t i = 0; i < count; ++i) set_used(ring[(begin + i) & mask], heads[i].id, kWritten ? lens[i] : 0);
-    read_ = static_cast<uint16_t>(begin + count);
   }
 
   // A position to come back to: chains taken since `mark` are un-taken, or will be returned empty.
@@ -186,6 +179,27 @@ class SplitRing {
   [[nodiscard]] const RingFault& fault() const { return fault_; }
 
  private:
+  // How many chains are available, but at most `max`. Looks at the driver's index only if fewer were known.
+  uint32_t look(uint32_t max) {
+    if (fault_.is_set()) [[unlikely]] {
+      return 0;
+    }
+    auto pending = static_cast<uint16_t>(seen_ - read_);
+    if (pending < max) {
+      seen_ = load_acquire(avail_->idx);  // pairs with the driver's barrier before it moved the index: ring and chains
+      const auto ahead = static_cast<uint16_t>(seen_ - published_);
+      if (ahead > size_) [[unlikely]] {
+        fault_.set(RingFault::kIndexJumped, ahead, size_);
+        return 0;
+      }
+      pending = static_cast<uint16_t>(seen_ - read_);
+    }
+    return std::min<uint32_t>(pending, max);
+  }
+  static Head head_of(const uint8_t* descriptors, uint16_t id) {
+    const RawDescriptor raw = load_descriptor(descriptors + size_t{id} * sizeof(VringDesc));
+    return {raw.low, low32(raw.high), bits32(raw.high), bits48(raw.high), id};
+  }
   // A ring used in order repeats itself every lap: a store that changes nothing would only take the line away from the
   // driver. Plain accesses: elements are 4-byte aligned only, nobody else writes them, and publish() orders them.
   static void set_used(VringUsedElem& element, uint16_t id, uint32_t len) {
@@ -202,7 +216,7 @@ class SplitRing {
   VringAvail* const avail_;  // driver: wo, we: ro
   VringUsed* const used_;    // we: wo, driver: ro
   const uint16_t size_;
-  const uint16_t mask_;
+  const uint32_t mask_;
   const bool event_idx_;
   const bool indirect_;
   bool dirty_ = false;        // published something since the last must_signal

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // DeviceTxImpl: frames for a guest. Copies them into the buffers of the guest's receiveq.
 //
-// Theory of operation. One pass reads the first descriptors of as many buffers as there are frames, so that those loads
-// overlap; then each frame is written to its buffer: header, head, body. A frame that does not fit one writable
+// Theory of operation. One loop takes as many buffers as there are frames, so that the loads of their descriptors overlap;
+// then each frame is written to its buffer: header, head, body. A frame that does not fit one writable
 // descriptor takes the long path: its buffers (several with VIRTIO_NET_F_MRG_RXBUF) are gathered first and taken only
 // if all of them are there, because they must be returned together. The virtio-net header is compared before it is
 // written: in a steady flow it does not change, and its cache line then stays with the guest.
@@ -51,27 +51,18 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     if (!this->enabled_) [[unlikely]] {
       return 0;
     }
-    std::array<Head, kMaxBatch> heads;
     const auto wanted = static_cast<uint32_t>(index.size());
     uint32_t done = 0;
     sent_ = 0;
     sent_bytes_ = 0;
     steps_ = 0;
-    Next next = Next::kGoOn;
-    while (done < wanted && next != Next::kStop) {
-      const uint32_t count = ring_.fetch(heads.data(), std::min(wanted - done, kMaxBatch));
-      if (count == 0) break;
-      uint32_t i = 0;
-      next = Next::kGoOn;
-      while (i < count && next == Next::kGoOn) {
-        const uint32_t run = send_run(batch, index.data() + done, heads.data() + i, count - i);
-        i += run;
-        done += run;
-        if (i == count) break;
-        next = send_long(batch.frames[index[done]], drops);
-        if (next != Next::kStop) ++done;
-        ++i;
-      }
+    while (done < wanted) {
+      const Taken run = send_run(batch, index.data() + done, wanted - done);
+      done += run.count;
+      if (!run.left_one) break;
+      if (is_elsewhere()) continue;
+      if (!send_long(batch.frames[index[done]], drops)) break;
+      ++done;
     }
     ring_.publish();
     this->counters_->frames.add(sent_);
@@ -80,64 +71,73 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   }
 
  private:
-  enum class Next : uint8_t {
-    kGoOn,
-    kFetch,  // the frame is dealt with, but the ring position is no longer where the fetched heads say
-    kStop,   // the frame is not dealt with: no room, or the ring broke
-  };
-
   // Descriptors looked at in one send beyond the simple ones.
   static constexpr uint32_t kMaxSteps = 16 * kMaxChain;
 
-  // The buffers at the beginning of `heads` that are one writable descriptor in one region, as host pointers. How many.
-  uint32_t locate_run(const Head* heads, uint32_t count, uint8_t** to) {
-    GuestCursor::Window window = cursor_.window();
-    for (uint32_t i = 0; i < count; ++i) {
-      const Head& head = heads[i];
-      if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE) [[unlikely]]
-        return i;
-      uint8_t* start = window.whole(head.addr, head.len);
-      if (start == nullptr) [[unlikely]] {
-        start = cursor_.whole(head.addr, head.len);
-        if (start == nullptr) return i;
-        window = cursor_.window();
-      }
-      to[i] = start;
-      prefetch_read(start);
-    }
-    return count;
+  // The next buffer stopped send_run() only because it lies in another region, which the cursor has moved to now.
+  bool is_elsewhere() {
+    Head head;
+    if (steps_ >= kMaxSteps || !ring_.fetch(head)) return false;
+    if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE || !cursor_.moves_to(head.addr, head.len)) return false;
+    ++steps_;
+    return true;
   }
 
-  // The common case: frames that fit one writable descriptor each. How many of `index` went into the first of `heads`.
-  uint32_t send_run(const Batch& batch, const uint8_t* index, const Head* heads, uint32_t count) {
-    std::array<uint8_t*, kMaxBatch> to;
-    std::array<uint32_t, kMaxBatch> lens;
-    count = locate_run(heads, count, to.data());
+  // The common case: frames that fit one writable descriptor each, within the cursor's window. First all buffers are taken
+  // and their headers' lines asked for, then they are written.
+  Taken send_run(const Batch& batch, const uint8_t* index, uint32_t count) {
+    struct Buffer {
+      const Frame* frame;
+      uint8_t* start;
+    };
+    std::array<Buffer, kMaxBatch> buffers;
+    std::array<uint64_t, kLog ? kMaxBatch : 1> guest;
     const uint32_t header_bytes = header_bytes_;
-    uint64_t bytes = 0;
-    uint32_t i = 0;
-    for (; i < count; ++i) {
-      const Frame& frame = batch.frames[index[i]];
+    const GuestCursor::Window window = cursor_.window();
+    Buffer* next = buffers.data();
+    const Taken taken = ring_.take_each(count, [&](const Head& head, uint32_t& written) {
+      const Frame& frame = batch.frames[*index];
       const uint32_t need = header_bytes + frame.len;
-      if (heads[i].len < need) [[unlikely]]
-        break;
-      write_header(to[i], header_bytes, frame);
-      write_frame(to[i] + header_bytes, frame);
-      if constexpr (kLog) log_->mark(heads[i].addr, need);
-      lens[i] = need;
+      constexpr uint32_t kLongest = GuestCursor::kShortBytes - kMaxFrameBytes - sizeof(VnetHeaderMrg);
+      const bool fits = head.len - need <= kLongest;  // wraps to something huge when it does not
+      if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE || !fits) [[unlikely]]
+        return false;
+      if (!window.holds_short(head.addr, head.len)) [[unlikely]]
+        return false;
+      uint8_t* const start = window.at(head.addr);
+      prefetch_read(start);
+      if constexpr (kLog) guest[static_cast<size_t>(next - buffers.data())] = head.addr;
+      *next++ = {&frame, start};
+      ++index;
+      written = need;
+      return true;
+    });
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < taken.count; ++i) {
+      const Frame& frame = *buffers[i].frame;
+      uint8_t* const start = buffers[i].start;
+      write_header(start, header_bytes, frame);
+      write_frame(start + header_bytes, frame);
+      if constexpr (kLog) log_->mark(guest[i], header_bytes + frame.len);
       bytes += frame.len;
     }
-    ring_.template take_run<true>(heads, lens.data(), i);
-    sent_ += i;
     sent_bytes_ += bytes;
-    return i;
+    sent_ += taken.count;
+    return taken;
   }
 
   static void write_frame(uint8_t* at, const Frame& frame) {
     copy_short(at, frame.data(), frame.head_len);
-    at += frame.head_len;
-    uint32_t left = frame.len - frame.head_len;
-    for (const Segment* segment = frame.segments; left != 0; ++segment) {
+    const uint32_t left = frame.len - frame.head_len;
+    if (left != 0) write_body(at + frame.head_len, frame.segments, left);
+  }
+  // Apart, so that the loop over short frames keeps its registers.
+  [[gnu::noinline]] static void write_body(uint8_t* at, const Segment* segment, uint32_t left) {
+    if (segment->len == left) [[likely]] {
+      std::memcpy(at, segment->data, left);
+      return;
+    }
+    for (; left != 0; ++segment) {
       std::memcpy(at, segment->data, segment->len);
       at += segment->len;
       left -= segment->len;
@@ -162,8 +162,9 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     }
   }
 
-  // A frame for several descriptors or several buffers, or a buffer that is not as it should be.
-  Next send_long(const Frame& frame, PortWorkerCounters& drops) {
+  // A frame for several descriptors or several buffers, or a buffer that is not as it should be. False: the frame is not
+  // dealt with: no room, or the ring broke.
+  bool send_long(const Frame& frame, PortWorkerCounters& drops) {
     const uint32_t need = header_bytes_ + frame.len;
     // Bad buffers go back empty. A guest whose buffers cost too much to look at gets no more frames in this call.
     while (steps_ < kMaxSteps) {
@@ -176,7 +177,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       if (walk == Walk::kOk) {
         write_pieces(frame, need, buffers);
         count_sent(frame);
-        return Next::kFetch;
+        return true;
       }
       if (walk == Walk::kBad) {
         ring_.empty_since(mark);
@@ -184,11 +185,11 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
         continue;
       }
       ring_.rollback(mark);
-      if (walk != Walk::kFull) return Next::kStop;
+      if (walk != Walk::kFull) return false;
       drops.drop_tx(DropReason::kBufferTooSmall);
-      return Next::kFetch;
+      return true;
     }
-    return Next::kStop;
+    return false;
   }
 
   // Collect and take buffers for `need` bytes. kOk: all there; kFull: this frame will never fit; kBad: the last one
@@ -197,7 +198,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     while (total < need) {
       if (buffers == kMaxTaken || (!kMergeable && buffers == 1)) return Walk::kFull;
       Head head;
-      if (steps_ >= kMaxSteps || ring_.fetch(&head, 1) == 0) return Walk::kBroken;
+      if (steps_ >= kMaxSteps || !ring_.fetch(head)) return Walk::kBroken;
       Gather<WritePiece> gather(cursor_, pieces_.data() + pieces, kMaxChain - pieces);
       uint16_t slots = 1;
       const Walk walk = ring_.walk(head, slots, gather);

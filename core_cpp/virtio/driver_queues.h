@@ -279,7 +279,7 @@ class DriverRxQueue final : public DriverRx {
   // Bytes and segments of `frame` are in place: fill in the rest and count it into the batch, unless its header is bad.
   void describe(Frame& frame, VnetHeader header, uint32_t len, Batch& batch, PortWorkerCounters& drops) {
     frame.len = len;
-    frame.head_len = static_cast<uint16_t>(std::min(len, kHeadBytes));
+    frame.head_len = std::min(len, kHeadBytes);
     frame.head_offset = 0;
     frame.vlan = 0;
     frame.tci = 0;

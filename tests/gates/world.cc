@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "reserve_commit.h"
+#include "virtio/guest_cursor.h"
 #include "virtio/net_header.h"
 #include "virtio/spec.h"
 #include "worker/crew.h"
@@ -65,9 +66,10 @@ void World::add_guest(uint32_t number) {
   SW_CHECK(made);
   guest->driver = std::move(*made);
   const DriverMemory& shared = guest->driver->memory();
-  auto memory =
-      GuestMemory::make({MappedRegion::borrow(reinterpret_cast<void*>(shared.address()), GuestPhys{shared.address()},
-                                              shared.bytes(), FrontendVirt{shared.address()})});
+  // It goes on behind the buffers, as that of a guest larger than them does. Nobody goes there.
+  const uint64_t bytes = shared.bytes() + GuestCursor::kShortBytes;
+  auto memory = GuestMemory::make({MappedRegion::borrow(
+      reinterpret_cast<void*>(shared.address()), GuestPhys{shared.address()}, bytes, FrontendVirt{shared.address()})});
   SW_CHECK(memory);
   for (uint32_t ring = 0; ring < 2 * pairs; ++ring) {
     DeviceRingConfig config;

@@ -175,6 +175,29 @@ TEST_CASE("DeviceTx: writes through chains, tables and across regions") {
   }
 }
 
+TEST_CASE("DeviceTx: buffers may lie in one region and another by turns") {
+  for (const uint64_t features : both_rings()) {
+    CAPTURE(features);
+    RawGuest guest(features);
+    Pass pass;
+    auto tx = make_device_tx(guest.config(), pass.counters);
+    std::vector<std::vector<uint8_t>> bytes;
+    std::vector<uint64_t> at;
+    for (uint32_t i = 0; i < 12; ++i) {
+      bytes.push_back(pattern_frame(60 + 13 * i));
+      at.push_back((i % 3 == 0 ? RawGuest::kSecond : kBuffer) + 0x400 * i);
+      guest.add({{at.back(), 0x400, kWrite}});
+    }
+    const Frames frames(bytes);
+    CHECK(frames.send(*tx, pass) == bytes.size());
+    CHECK(guest.reap().size() == bytes.size());
+    for (uint32_t i = 0; i < bytes.size(); ++i) {
+      const auto expected = header_and(12, 1, bytes[i]);
+      CHECK(guest.read(at[i], expected.size()) == expected);
+    }
+  }
+}
+
 TEST_CASE("DeviceTx: without mergeable buffers a frame that does not fit is dropped and the buffer stays") {
   for (const uint64_t features : both_rings()) {
     RawGuest guest(features);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtio/guest_memory.h"
+#include "virtio/guest_cursor.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -193,6 +194,37 @@ TEST_CASE("GuestMemory: whole ranges lie in one region") {
   CHECK(regions.memory->guest_address(regions.b.data() + 3, guest));
   CHECK(guest.value == 0x3003);
   CHECK_FALSE(regions.memory->guest_address(nullptr, guest));
+}
+
+TEST_CASE("GuestCursor: its window holds ranges up to the end of the region and no further, by either question") {
+  constexpr uint64_t kStart = 0x100000;
+  constexpr uint32_t kShort = GuestCursor::kShortBytes;
+  std::vector<uint8_t> bytes(3 * kShort);
+  for (const uint64_t region : {uint64_t{16}, uint64_t{kShort}, uint64_t{kShort} + 1, uint64_t{3} * kShort}) {
+    auto made = GuestMemory::make({MappedRegion::borrow(bytes.data(), {kStart}, region, {kStart})});
+    REQUIRE(made);
+    GuestCursor cursor(made->get());
+    CHECK_FALSE(cursor.window().holds_short(kStart, 1));  // it was nowhere yet
+    CHECK(cursor.moves_to(kStart, 1));
+    CHECK_FALSE(cursor.moves_to(kStart, 1));  // it is there
+    const uint64_t ends[] = {0,          1,          15,     16,         kShort - 1,         kShort,
+                             kShort + 1, region - 1, region, region + 1, UINT64_MAX - kStart};
+    for (const uint64_t first : ends) {
+      for (const uint64_t behind : ends) {
+        if (behind <= first || behind - first > kShort) continue;
+        CAPTURE(region);
+        CAPTURE(first);
+        CAPTURE(behind);
+        const bool inside = behind <= region;
+        CHECK(cursor.window().holds_short(kStart + first, behind - first) == inside);
+        CHECK(cursor.window().holds(kStart + first, behind - first) == inside);
+        if (inside) CHECK(cursor.window().at(kStart + first) == bytes.data() + first);
+      }
+    }
+    CHECK_FALSE(cursor.window().holds_short(kStart - 1, 2));
+    CHECK_FALSE(cursor.moves_to(kStart - 1, 2));
+    CHECK_FALSE(cursor.moves_to(kStart, static_cast<uint32_t>(region + 1)));
+  }
 }
 
 TEST_CASE("GuestMemory: refuses overlapping and impossible regions") {
