@@ -41,6 +41,18 @@ void close_elsewhere(std::unique_ptr<VdpaSession> session) {
   std::thread([closing = std::move(session)]() mutable { closing.reset(); }).detach();
 }
 
+std::string promiscuous_text(Promiscuous promiscuous) {
+  switch (promiscuous) {
+    case Promiscuous::kOn:
+      return "on";
+    case Promiscuous::kRefused:
+      return "refused by the device";
+    case Promiscuous::kNotOffered:
+      break;
+  }
+  return "not offered by the device";
+}
+
 std::string mac_text(const uint8_t* mac) {
   char text[18];
   std::snprintf(text, sizeof text, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]);
@@ -128,7 +140,8 @@ void VdpaPort::adopt(std::unique_ptr<VdpaSession> session) {
   waiting_.clear();
   retry_ms_ = 0;
   ++connects_;
-  host_->event(*this, "connected", "to the device " + config_.device);
+  const std::string& limits = session_->limits();
+  host_->event(*this, "connected", "to the device " + config_.device + (limits.empty() ? "" : "; " + limits));
 }
 
 void VdpaPort::drop(const std::string& why) {
@@ -210,6 +223,8 @@ PortStatus VdpaPort::status() const {
   facts["offered_features"] = feature_names(session.offered());
   facts["negotiated_features"] = feature_names(features);
   facts["queues"] = std::to_string(session.queue_pairs());
+  facts["device_queues"] = std::to_string(session.device_queue_pairs());
+  facts["promiscuous"] = promiscuous_text(session.promiscuous());
   facts["memory_bytes"] = std::to_string(session.memory_bytes());
   if (!session.memory_warning().empty()) facts["memory_warning"] = session.memory_warning();
   if (!session.limits().empty()) facts["limits"] = session.limits();

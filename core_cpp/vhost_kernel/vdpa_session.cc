@@ -7,12 +7,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "vhost_kernel/uapi.h"
+#include "virtio/control_queue.h"
 #include "virtio/driver_features.h"
 
 namespace sw {
@@ -80,7 +82,9 @@ Result<std::unique_ptr<VdpaSession>> VdpaSession::start(KernelCalls& kernel, con
   if (auto done = session->negotiate(wishes); !done) return done.error();
   if (auto done = session->choose_queues(wishes); !done) return done.error();
   if (auto done = session->hand_over_memory(); !done) return done.error();
+  if (auto done = session->share_address_space(); !done) return done.error();
   if (auto done = session->hand_over_rings(); !done) return done.error();
+  if (auto done = session->give_orders(wishes.answer_ms); !done) return done.error();
   return session;
 }
 
@@ -97,6 +101,7 @@ Result<void> VdpaSession::identify() {
     return Error{EINVAL,
                  "hand memory to " + device_.path() + ": its kernel lacks IOTLB messages of version 2 (Linux 5.7)"};
   }
+  offered_backend_features_ = *features;
   backend_features_ =
       *features & (backend_bit(VHOST_BACKEND_F_IOTLB_MSG_V2) | backend_bit(VHOST_BACKEND_F_IOTLB_BATCH));
   return device_.set_backend_features(backend_features_);
@@ -130,7 +135,12 @@ Result<void> VdpaSession::negotiate(const VdpaWishes& wishes) {
   uint64_t wanted =
       wishes.features | feature_mask(VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_ORDER_PLATFORM,
                                      VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MTU);
-  if (!has_feature(offered_, VIRTIO_NET_F_CTRL_VQ)) wanted |= feature_mask(VIRTIO_NET_F_MQ);
+  // 5.1.3.1: both need the control queue, and without them it has nothing to do.
+  const uint64_t orders =
+      feature_mask(VIRTIO_NET_F_CTRL_RX) | (wishes.queue_pairs > 1 ? feature_mask(VIRTIO_NET_F_MQ) : 0);
+  if (has_feature(offered_, VIRTIO_NET_F_CTRL_VQ) && (offered_ & orders) != 0) {
+    wanted |= orders | feature_mask(VIRTIO_NET_F_CTRL_VQ);
+  }
   uint64_t features = drop_dependent_features(offered_ & wanted);
   if (auto done = device_.set_features(features); !done) return done;
   features_ = features;
@@ -158,20 +168,41 @@ bool VdpaSession::link_up() const {
 }
 
 Result<void> VdpaSession::choose_queues(const VdpaWishes& wishes) {
-  uint32_t most = 1;
-  if (has_feature(features_, VIRTIO_NET_F_MQ)) most = std::max<uint32_t>(config_.max_virtqueue_pairs, 1);
-  queue_pairs_ = std::min(most, wishes.queue_pairs);
-  if (queue_pairs_ < wishes.queue_pairs) {
-    limits_ = "the device serves " + std::to_string(queue_pairs_) + " of " + std::to_string(wishes.queue_pairs) +
-              " queue pairs";
-    if (has_feature(offered_, VIRTIO_NET_F_MQ) && !has_feature(features_, VIRTIO_NET_F_MQ)) {
-      limits_ += ": its further pairs are switched on over a control queue, which this port does not drive";
-    }
+  const bool several = has_feature(offered_, VIRTIO_NET_F_MQ) && has_feature(offered_, VIRTIO_NET_F_CTRL_VQ);
+  device_queue_pairs_ = several ? std::max<uint32_t>(config_.max_virtqueue_pairs, 1) : 1;
+  queue_pairs_ = wishes.queue_pairs;
+  if (queue_pairs_ > device_queue_pairs_) {
+    std::string why = "use " + std::to_string(queue_pairs_) + " queue pairs of " + device_.path() + ": it has " +
+                      std::to_string(device_queue_pairs_);
+    if (!several) why += ", for it does not offer VIRTIO_NET_F_MQ with VIRTIO_NET_F_CTRL_VQ";
+    return Error{EINVAL, why + "; set queues: " + std::to_string(device_queue_pairs_) +
+                             ", or make the device with more (vdpa dev add ... max_vqp N, where its driver has them)"};
+  }
+  const bool control = has_feature(features_, VIRTIO_NET_F_CTRL_VQ);
+  const uint32_t needed = control ? control_ring() + 1 : 2 * queue_pairs_;
+  uint32_t served = 0;  // kernels before 5.18 do not tell
+  if (auto done = device_.request(VHOST_VDPA_GET_VQS_COUNT, &served, "count the rings of");
+      !done && done.error().code != ENOTTY) {
+    return done;
+  }
+  if (served != 0 && served < needed) {
+    return Error{EINVAL, "use " + std::to_string(queue_pairs_) + " queue pairs of " + device_.path() + ": it serves " +
+                             std::to_string(served) + " rings, and " + std::to_string(needed) +
+                             " are needed (the control queue lies behind all pairs of the device)" +
+                             (queue_pairs_ > 1 ? "; set queues: 1" : "")};
   }
   uint16_t largest = 0;
   if (auto done = device_.request(VHOST_VDPA_GET_VRING_NUM, &largest, "ask for the ring size of"); !done) return done;
   if (largest == 0) return Error{EINVAL, "use " + device_.path() + ": its rings have no entries"};
-  ring_size_ = std::min(std::bit_floor(uint32_t{largest}), wishes.ring_size);
+  const uint32_t room = std::bit_floor(uint32_t{largest});
+  ring_size_ = std::min(room, wishes.ring_size);
+  if (control) {
+    constexpr uint32_t kControlEntries = 64;
+    control_entries_ = std::min(room, kControlEntries);
+    if (control_entries_ < 2) {
+      return Error{EINVAL, "use " + device_.path() + ": its rings have too few entries for a command"};
+    }
+  }
   return {};
 }
 
@@ -180,6 +211,7 @@ Result<void> VdpaSession::hand_over_memory() {
   options.features = features_;
   options.queue_pairs = queue_pairs_;
   options.ring_size = static_cast<uint16_t>(ring_size_);
+  options.control_entries = static_cast<uint16_t>(control_entries_);
   auto memory = DriverMemory::make(options);
   if (!memory) return memory.error();
   memory_ = std::move(*memory);
@@ -214,18 +246,54 @@ Result<void> VdpaSession::hand_over_memory() {
   return mapped;
 }
 
+// 5.1.2: behind all pairs that the device has, used or not; without MQ it has one.
+uint32_t VdpaSession::control_ring() const {
+  return has_feature(features_, VIRTIO_NET_F_MQ) ? 2 * device_queue_pairs_ : 2;
+}
+
+std::vector<std::pair<uint32_t, const DriverMemory::Ring*>> VdpaSession::rings() const {
+  std::vector<std::pair<uint32_t, const DriverMemory::Ring*>> rings;
+  for (uint32_t i = 0; i < memory_->rings().size(); ++i) rings.emplace_back(i, &memory_->rings()[i]);
+  if (memory_->control() != nullptr) rings.emplace_back(control_ring(), memory_->control());
+  return rings;
+}
+
+// A device may keep groups of rings apart, most often the control queue, each group in an address space of its choice.
+// We map one space.
+Result<void> VdpaSession::share_address_space() {
+  if ((offered_backend_features_ & backend_bit(VHOST_BACKEND_F_IOTLB_ASID)) == 0) return {};
+  const auto absent = [](const Error& error) { return error.code == ENOTTY || error.code == EOPNOTSUPP; };
+  uint32_t groups = 0;
+  if (auto done = device_.request(VHOST_VDPA_GET_GROUP_NUM, &groups, "ask for the ring groups of"); !done) {
+    return absent(done.error()) ? Result<void>() : done;
+  }
+  if (groups < 2) return {};
+  for (const auto& [index, ring] : rings()) {
+    const std::string what = "ring " + std::to_string(index) + " of";
+    vhost_vring_state group{index, 0};
+    if (auto done = device_.request(VHOST_VDPA_GET_VRING_GROUP, &group, "ask for the group of " + what); !done) {
+      return absent(done.error()) ? Result<void>() : done;
+    }
+    vhost_vring_state space{group.num, 0};
+    if (auto done = device_.request(VHOST_VDPA_SET_GROUP_ASID, &space, "choose the address space of " + what); !done) {
+      return absent(done.error()) ? Result<void>() : done;
+    }
+  }
+  return {};
+}
+
 Result<void> VdpaSession::hand_over_rings() {
-  const auto& rings = memory_->rings();
-  for (uint32_t i = 0; i < rings.size(); ++i) {
-    if (auto done = device_.set_ring(i, rings[i]); !done) return done;
+  const auto rings = this->rings();
+  for (const auto& [index, ring] : rings) {
+    if (auto done = device_.set_ring(index, *ring); !done) return done;
   }
   int changed = config_changed_.get();
   // A device without such interrupts says so, and the link is then up for ever.
   if (auto done = device_.request(VHOST_VDPA_SET_CONFIG_CALL, &changed, "watch the configuration of"); !done) {
     if (has_feature(features_, VIRTIO_NET_F_STATUS)) return done;
   }
-  for (uint32_t i = 0; i < rings.size(); ++i) {
-    vhost_vring_state enable{i, 1};
+  for (const auto& [index, ring] : rings) {
+    vhost_vring_state enable{index, 1};
     if (auto done = device_.request(VHOST_VDPA_SET_VRING_ENABLE, &enable, "enable a ring of"); !done) return done;
   }
   if (auto done = set_status(kStatusDriverOk); !done) return done;
@@ -235,6 +303,42 @@ Result<void> VdpaSession::hand_over_rings() {
     return Error{EIO, "start " + device_.path() + ": the device did not accept its rings (status " +
                           std::to_string(*now) + "); the kernel's log may say why"};
   }
+  return {};
+}
+
+// 5.1.6.5: after DRIVER_OK, and before a frame is sent on a further pair.
+Result<void> VdpaSession::give_orders(uint64_t answer_ms) {
+  promiscuous_ = Promiscuous::kNotOffered;
+  if (memory_->control() != nullptr) {
+    ControlQueue control(memory_->control()->config);
+    if (has_feature(features_, VIRTIO_NET_F_MQ)) {
+      const std::array<uint8_t, 2> pairs = {static_cast<uint8_t>(queue_pairs_),
+                                            static_cast<uint8_t>(queue_pairs_ >> 8)};
+      const std::string order = "tell " + device_.path() + " to use " + std::to_string(queue_pairs_) +
+                                " queue pairs (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET): ";
+      const std::string remedy = "; with queues: 1 the port does without this command";
+      auto answer = control.send(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, pairs, answer_ms);
+      if (!answer) return Error{0, order + answer.error().what + remedy};
+      if (*answer == ControlAnswer::kRefused) return Error{0, order + "the device refused" + remedy};
+    }
+    if (has_feature(features_, VIRTIO_NET_F_CTRL_RX)) {
+      const std::array<uint8_t, 1> on = {1};
+      auto answer = control.send(VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, on, answer_ms);
+      if (!answer) {
+        return Error{0, "tell " + device_.path() +
+                            " to take frames to every address (VIRTIO_NET_CTRL_RX_PROMISC): " + answer.error().what +
+                            "; unbind and bind it to its driver, update its firmware, or use it through another one"};
+      }
+      promiscuous_ = *answer == ControlAnswer::kDone ? Promiscuous::kOn : Promiscuous::kRefused;
+    }
+  }
+  if (promiscuous_ == Promiscuous::kOn) return {};
+  limits_ = "frames to other addresses than the device's own may not come in: ";
+  limits_ +=
+      promiscuous_ == Promiscuous::kRefused
+          ? "it refused promiscuous mode (VIRTIO_NET_CTRL_RX_PROMISC); a virtual function has to be trusted by its "
+            "host (ip link set PARENT vf N trust on)"
+          : "it does not offer promiscuous mode (VIRTIO_NET_F_CTRL_RX)";
   return {};
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/fd.h"
@@ -19,6 +20,7 @@ struct DriverMemoryOptions {
   uint32_t queue_pairs = 1;
   uint16_t ring_size = 256;                    // power of two for split rings
   uint32_t buffer_bytes = kDriverBufferBytes;  // receive buffers grow by themselves where GSO frames need it
+  uint16_t control_entries = 0;                // of the control queue's ring, a power of two; 0: no control queue
   HugePages huge = HugePages::kAuto;
 };
 
@@ -44,17 +46,20 @@ class DriverMemory {
 
   [[nodiscard]] const std::vector<Ring>& rings() const { return rings_; }
   [[nodiscard]] std::vector<Ring>& rings() { return rings_; }
+  // The control queue's; its buffers are for a ControlQueue. Null without one.
+  [[nodiscard]] const Ring* control() const { return control_ ? &*control_ : nullptr; }
   [[nodiscard]] int fd() const { return region_.fd(); }
   [[nodiscard]] uint64_t address() const { return reinterpret_cast<uintptr_t>(region_.data()); }
   [[nodiscard]] uint64_t bytes() const { return region_.size(); }
   [[nodiscard]] const std::string& warning() const { return region_.warning(); }  // huge pages missing
 
  private:
-  DriverMemory(HugeRegion region, std::vector<Ring> rings)
-      : region_(std::move(region)), rings_(std::move(rings)), device_base_(address()) {}
+  DriverMemory(HugeRegion region, std::vector<Ring> rings, std::optional<Ring> control)
+      : region_(std::move(region)), rings_(std::move(rings)), control_(std::move(control)), device_base_(address()) {}
 
   HugeRegion region_;
   std::vector<Ring> rings_;
+  std::optional<Ring> control_;
   uint64_t device_base_;
 };
 

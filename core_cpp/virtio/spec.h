@@ -192,4 +192,15 @@ constexpr uint32_t net_header_bytes(uint64_t features) {
              : kLegacyNetHeaderBytes;
 }
 
+// --- virtio-net control queue (5.1.6.5)
+// -------------------------------------------------------------------------------
+
+inline constexpr uint8_t VIRTIO_NET_CTRL_RX = 0;  // class; its commands:
+inline constexpr uint8_t VIRTIO_NET_CTRL_RX_PROMISC = 0;
+inline constexpr uint8_t VIRTIO_NET_CTRL_MQ = 4;
+inline constexpr uint8_t VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET = 0;
+
+inline constexpr uint8_t VIRTIO_NET_OK = 0;  // what the device answers
+inline constexpr uint8_t VIRTIO_NET_ERR = 1;
+
 }  // namespace sw

@@ -288,7 +288,7 @@ class VdpaPort(_VdpaBusPort):
 
     type: Literal["vdpa"] = Field(description="kind of port")
     device: Annotated[DeviceFile, Field(description="its file, such as /dev/vhost-vdpa-0")]
-    queues: Annotated[int, number_in(1, 128), Field(description="queue pairs at most")] = 1
+    queues: Annotated[int, number_in(1, 128), Field(description="queue pairs; the device must have as many")] = 1
     in_order: Annotated[Boolean, Field(description="use buffers in order when the peer does too")] = True
 
 
