@@ -87,10 +87,10 @@ Result<std::unique_ptr<DriverMemory>> DriverMemory::make(const DriverMemoryOptio
     const uint32_t buffer = buffer_bytes(i % 2 == 0);
     if (auto done = lay_out(rings[i], size, buffer, size * driver_buffer_stride(buffer)); !done) return done.error();
   }
-  std::optional<Ring> control;
+  std::unique_ptr<Ring> control;
   if (options.control_entries != 0) {
-    if (auto done = lay_out(control.emplace(), options.control_entries, kControlBufferBytes, kControlBufferBytes);
-        !done) {
+    control = std::make_unique<Ring>();
+    if (auto done = lay_out(*control, options.control_entries, kControlBufferBytes, kControlBufferBytes); !done) {
       return done.error();
     }
   }

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "base/fd.h"
@@ -47,19 +46,19 @@ class DriverMemory {
   [[nodiscard]] const std::vector<Ring>& rings() const { return rings_; }
   [[nodiscard]] std::vector<Ring>& rings() { return rings_; }
   // The control queue's; its buffers are for a ControlQueue. Null without one.
-  [[nodiscard]] const Ring* control() const { return control_ ? &*control_ : nullptr; }
+  [[nodiscard]] const Ring* control() const { return control_.get(); }
   [[nodiscard]] int fd() const { return region_.fd(); }
   [[nodiscard]] uint64_t address() const { return reinterpret_cast<uintptr_t>(region_.data()); }
   [[nodiscard]] uint64_t bytes() const { return region_.size(); }
   [[nodiscard]] const std::string& warning() const { return region_.warning(); }  // huge pages missing
 
  private:
-  DriverMemory(HugeRegion region, std::vector<Ring> rings, std::optional<Ring> control)
+  DriverMemory(HugeRegion region, std::vector<Ring> rings, std::unique_ptr<Ring> control)
       : region_(std::move(region)), rings_(std::move(rings)), control_(std::move(control)), device_base_(address()) {}
 
   HugeRegion region_;
   std::vector<Ring> rings_;
-  std::optional<Ring> control_;
+  std::unique_ptr<Ring> control_;
   uint64_t device_base_;
 };
 
