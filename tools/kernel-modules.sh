@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 unpacked=build/unpacked
-modules="vringh vdpa vdpa_sim vdpa_sim_net vhost_vdpa virtio_vdpa vduse"
+modules="vringh vdpa vdpa_sim vdpa_sim_net vhost_vdpa virtio_vdpa vduse vp_vdpa"
 
 module=$(find "$unpacked/lib/modules" -name '9pnet_virtio.ko*' 2>/dev/null | sort | tail -n 1)
 [ -n "$module" ] || { echo "kernel-modules: no kernel for test machines; tools/setup.sh test fetches it" >&2; exit 1; }
@@ -21,16 +21,18 @@ shipped=$unpacked/lib/modules/$version
 extra=$shipped/extra
 series=$(echo "$version" | cut -d. -f1,2) # 6.1
 old_vduse=$([ "$(printf '%s\n' "$series" 6.10 | sort -V | head -n 1)" = 6.10 ] || echo vduse)
-missing() {
-  local module place
+# Modules that are not below a folder of the kernel's modules; those of the package lie in kernel, ours in extra.
+missing_in() {
+  local module
   for module in $modules; do
-    place=$shipped
-    [ "$module" != "$old_vduse" ] || place=$extra
-    [ -n "$(find "$place" -name "$module.ko*" -o -name "${module//_/-}.ko*" 2>/dev/null | head -n 1)" ] || echo "$module"
+    [ "$module" != "$old_vduse" ] || [ "$1" != kernel ] || { echo "$module"; continue; }
+    [ -n "$(find "$shipped/$1" -name "$module.ko*" -o -name "${module//_/-}.ko*" 2>/dev/null | head -n 1)" ] || echo "$module"
   done
 }
-wanted=$(missing)
-[ -n "$wanted" ] || exit 0
+# One that both lack.
+missing() { comm -12 <(missing_in kernel | sort) <(missing_in extra | sort); }
+[ -n "$(missing)" ] || exit 0
+wanted=$(missing_in kernel) # all at once: they need each other's symbols
 
 work=build/kernel-modules
 rm -rf $work
@@ -54,7 +56,7 @@ rm -f ./*.deb
 drivers=linux-source-$series/drivers
 headers=$PWD/root/usr/src/linux-headers-$version
 mkdir build
-cp $drivers/vdpa/vdpa.c $drivers/vdpa/vdpa_sim/*.[ch] $drivers/vdpa/vdpa_user/*.[ch] build
+cp $drivers/vdpa/vdpa.c $drivers/vdpa/vdpa_sim/*.[ch] $drivers/vdpa/vdpa_user/*.[ch] $drivers/vdpa/virtio_pci/*.[ch] build
 cp $drivers/vhost/vhost.h $drivers/vhost/vringh.c $drivers/virtio/virtio_vdpa.c build
 cp $drivers/vhost/vdpa.c build/vhost_vdpa.c
 if ! grep -q 'VIRTIO_ID_NET,$' build/vduse_dev.c; then

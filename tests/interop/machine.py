@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,15 @@ class Done:
     output: str
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine has besides its own, and what its kernel is told about it."""
+
+    arguments: Sequence[str] = ()  # of QEMU
+    kernel_options: str = ""
+    prefix: Sequence[str] = ()  # put before QEMU's command, such as Netns.prefix()
+
+
 class Machine:
     """What runs share: a kernel and modules. `extra` are files of modules from elsewhere, loaded by name as others."""
 
@@ -107,7 +116,8 @@ class Machine:
         path.write_bytes(archive.finish())
         return path
 
-    def start(self, script: str, folder: Path, to_terminal: bool = False, nic: Nic | None = None) -> Process:
+    def start(self, script: str, folder: Path, to_terminal: bool = False, nic: Nic | None = None,
+              hardware: Hardware = Hardware()) -> Process:  # fmt: skip
         """Run a shell script in the checkout. `folder` is an absolute path, shared with the machine. `nic` becomes its
         eth0; it wants the module virtio_net."""
         keep = {name: os.environ[name] for name in ("CI", "LANG", "LC_ALL") if name in os.environ}
@@ -125,15 +135,15 @@ class Machine:
             memory = f"memory-backend-memfd,id=mem,size={self.memory_mb}M,share=on"
             network = ["-object", memory, "-machine", "memory-backend=mem", *nic.arguments()]
         command = [
-            self._qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            *hardware.prefix, self._qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self.cpus),
             "-m", str(self.memory_mb),
             "-kernel", str(self.kernel), "-initrd", str(self._initramfs(folder)),
-            "-append", KERNEL_OPTIONS,
+            "-append", f"{KERNEL_OPTIONS} {hardware.kernel_options}".rstrip(),
             "-fsdev", f"{share},id=root,path=/,readonly=on", "-device", f"virtio-9p-pci,fsdev=root,mount_tag={ROOT}",
             "-fsdev", f"{share},id=share,path={folder}", "-device", f"virtio-9p-pci,fsdev=share,mount_tag={SHARE}",
             "-serial", f"file:{folder}/console", "-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out",
-            *network,
+            *network, *hardware.arguments,
         ]  # fmt: skip
         return Process(command, folder / "output", stdout=sys.stdout.fileno() if to_terminal else None)
 

@@ -46,6 +46,37 @@ class Nic:
         ]  # fmt: skip
 
 
+class Qmp:
+    """A connection to QEMU's machine protocol. `events` are those that came so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.events: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Qmp:
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._line.settimeout(20.0)
+        self._line.connect(str(self._path))
+        self._stream = self._line.makefile("rw")
+        self._stream.readline()
+        self.ask("qmp_capabilities")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._line.close()
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """What a command returns."""
+        self._stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self._stream.flush()
+        while "event" in (answer := json.loads(self._stream.readline())):
+            self.events.append(answer)
+        if "error" in answer:
+            raise AssertionError(f"QMP {command}: {answer['error']}")
+        return answer["return"]
+
+
 class GuestError(AssertionError):
     """A command in the guest ended with another status than 0."""
 
@@ -173,16 +204,5 @@ class Guest:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One command on QEMU's machine protocol; returns what it returns."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(20.0)
-            line.connect(str(self._qmp_path))
-            stream = line.makefile("rw")
-            stream.readline()
-            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-                stream.write(json.dumps(request) + "\n")
-                stream.flush()
-                while "event" in (answer := json.loads(stream.readline())):
-                    pass
-                if "error" in answer:
-                    raise AssertionError(f"{self.name}: QMP {command}: {answer['error']}")
-        return answer["return"]
+        with Qmp(self._qmp_path) as monitor:
+            return monitor.ask(command, **arguments)
