@@ -3,51 +3,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import astuple
-from pathlib import Path
-from typing import Any, TypeVar
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from switch.testing.guest import Vnet
-from tests.interop.netns import Netns
+from tests.interop.netns import Netns, made_in
 
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 8, 15, 23
 TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 0x10, 0x40
-CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
-T = TypeVar("T")
 VNET = struct.Struct("=BBHHHH")
-
-
-def made_in(netns: Netns, make: Callable[[], T]) -> T:
-    """What `make` opens belongs to the namespace; this process stays where it is."""
-    done: list[Any] = []
-
-    def work() -> None:  # a thread of its own: setns is per thread, and the thread ends here
-        try:
-            with Path(f"/var/run/netns/{netns.name}").open("rb") as handle:
-                if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), "setns")
-            done.append(make())
-        except OSError as error:
-            done.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if isinstance(done[0], OSError):
-        raise done[0]
-    made: T = done[0]
-    return made
 
 
 class Wire:

@@ -21,12 +21,11 @@ from typing import IO, Any
 import pytest
 
 from tests.interop import needs
-from tests.interop.netns import Netns
+from tests.interop.netns import Netns, made_in
 from tests.interop.process import wait_until
-from tests.interop.switchd import Switchd, entry_point, vhost_port
+from tests.interop.switchd import Api, Switchd, entry_point, vhost_port
 from tests.support import verbs_standin
 from tests.support.verbs_standin import Standin
-from tests.support.wire import made_in
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,12 @@ def start_fails(switch: Switchd) -> str:
 
 def refused(switch: Switchd, *arguments: str) -> str:
     """What swctl says to a request that cannot be met; the switch must be as it was before."""
-    before = switch.ctl("ports")
+    api = Api(switch.control)
+    before = api.ask("GET", "/v1/ports")
     status, output, errors = switch.ctl_status(*arguments, json_output=False)
     assert status == 1, output + errors
     assert "Traceback" not in errors
-    names = [[port.get("name") for port in ports] for ports in map(rows, (before, switch.ctl("ports")))]
+    names = [[port.get("name") for port in ports] for ports in map(rows, (before, api.ask("GET", "/v1/ports")))]
     assert names[0] == names[1]
     return output + errors
 

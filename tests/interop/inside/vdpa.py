@@ -18,10 +18,10 @@ from typing import Any
 from switch.testing import Guest
 from switch.testing.guest import Vnet
 from tests.interop import needs
-from tests.interop.inside.vhost_net import Api, checksum_errors, iperf_server, transfer
+from tests.interop.inside.vhost_net import checksum_errors, iperf_server, transfer
 from tests.interop.netns import Netns
 from tests.interop.process import wait_until
-from tests.interop.switchd import Switchd, vhost_port
+from tests.interop.switchd import Api, Switchd, vhost_port
 
 BUS = Path("/sys/bus/vdpa")
 PATIENCE = 180.0  # seconds for what takes one: every instruction here is emulated
@@ -60,19 +60,6 @@ def port(switch: Switchd, name: str) -> dict[str, Any]:
     found = Api(switch.control).ask("GET", f"/v1/ports/{name}")
     assert isinstance(found, dict)
     return found
-
-
-def start(switch: Switchd) -> None:
-    process = switch.start(wait=False)
-
-    def answers() -> bool:
-        process.check()
-        try:
-            return bool(Api(switch.control).ask("GET", "/v1/ports"))
-        except OSError:
-            return False
-
-    wait_until("switchd answers", answers, PATIENCE)
 
 
 def says(switch: Switchd, name: str, *words: str) -> None:
@@ -185,7 +172,7 @@ def device_role(switch: Switchd, folder: Path) -> None:
         assert switch.process is not None
         switch.process.kill()
         assert not left.pings(STATIONS["vd1"])
-        start(switch)
+        switch.start()
         subprocess.run(["ip", "link", "set", "t-plain", "netns", plain.name], check=True)
         plain.address("t-plain", STATIONS["plain"])
         left.wait_ping(STATIONS["vd1"], PATIENCE)
@@ -247,7 +234,7 @@ def main(frames: Path) -> None:
         ]
         switch = Switchd(folder, parts, bridges=[{"name": f"br{number}"} for number in range(4)])
         try:
-            start(switch)
+            switch.start()
             driver_role(switch, folder)
             both_roles(switch, folder, frames)
             device_role(switch, folder)

@@ -12,11 +12,9 @@ offload says that they are still open: that is at the stations of the ports with
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +27,7 @@ from typing import Any
 from tests.interop import needs
 from tests.interop.netns import Netns
 from tests.interop.process import Process, wait_until
-from tests.interop.switchd import Switchd
+from tests.interop.switchd import Api, Switchd
 
 # Port -> address of the station behind it.
 STATIONS = {"vh": "10.9.1.1", "vhoff": "10.9.1.2", "plain": "10.9.1.3", "uplink": "10.9.1.4"}
@@ -46,26 +44,6 @@ CYCLES = 5
 
 def say(text: str) -> None:
     print(f"{time.monotonic():7.1f} {text}", flush=True)
-
-
-class Api:
-    """The control socket without a Python of its own for every word, which takes seconds here."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = str(path)
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(60)
-        connection.sock.connect(self._path)
-        text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        assert answer.status < 300, f"{method} {path}: {answer.status} {data!r}"
-        return json.loads(data) if data else None
 
 
 def checksum_errors(station: Netns) -> dict[str, int]:
@@ -191,16 +169,6 @@ def stations() -> Iterator[dict[str, Netns]]:
         yield nets
 
 
-@contextmanager
-def started(switch: Switchd) -> Iterator[Switchd]:
-    """Without waiting: whoever asks with swctl waits for ever here."""
-    switch.start(wait=False)
-    try:
-        yield switch
-    finally:
-        switch.stop()
-
-
 def call(*command: str) -> None:
     subprocess.run(command, check=True, timeout=30)
 
@@ -210,10 +178,9 @@ def main(folder: Path) -> None:
     home.mkdir()
     Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     try:
-        with stations() as nets, started(Switchd(home, PORTS, cpu=0)) as switch:
-            say("the daemon starts")
+        with stations() as nets, Switchd(home, PORTS, cpu=0) as switch:
             api = Api(switch.control)
-            wait_until("the daemon answers", lambda: switch.control.exists() and answers(api), 120)
+            say("the daemon answers")
             for port in PORTS:
                 if port["name"] not in nets:
                     continue
@@ -232,14 +199,6 @@ def main(folder: Path) -> None:
     finally:
         for log in home.glob("*.log"):
             shutil.copy(log, folder / f"inner-{log.name}")
-
-
-def answers(api: Api) -> bool:
-    try:
-        api.ask("GET", "/v1/ports")
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

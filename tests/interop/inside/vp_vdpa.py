@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from switch.testing import Guest
-from tests.interop.inside.vdpa import PATIENCE, frame, ok, port, says, start, vdpa
-from tests.interop.inside.vhost_net import Api
+from tests.interop.inside.vdpa import PATIENCE, frame, ok, port, says, vdpa
 from tests.interop.process import wait_until
-from tests.interop.switchd import Switchd, vhost_port
+from tests.interop.switchd import Api, Switchd, vhost_port
 
 PCI = Path("/sys/bus/pci")
 NIC = "0000:00:10.0"
@@ -189,7 +188,7 @@ def main(shared: Path) -> None:
         ]
         switch = Switchd(folder, parts, bridges=[{"name": "br0"}, {"name": "br1"}])
         try:
-            start(switch)
+            switch.start()
             setting_up(switch, shared)
             with Guest(str(folder / "g.sock"), queues=2, ready_timeout=PATIENCE) as guest:
                 both_pairs(switch, guest, 1000)
