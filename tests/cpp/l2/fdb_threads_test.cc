@@ -82,7 +82,7 @@ TEST_CASE("Fdb: readers, learners and control calls at once never see a foreign 
 }
 
 TEST_CASE("Fdb: a learner that finds the table locked gives up and later succeeds") {
-  Fdb fdb(200'000, 300);
+  Fdb fdb(20'000, 300);
   std::atomic<bool> stop{false};
   std::thread control([&] {
     while (!stop.load(std::memory_order_relaxed)) (void)fdb.entries();
