@@ -12,6 +12,7 @@ import hashlib
 import lzma
 import os
 import re
+import struct
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from pathlib import Path
 from tests.interop import needs
 
 MODULES = ("virtio_pci", "virtio_net", "8021q")
+# The ELF note XEN_ELFNOTE_PHYS32_ENTRY: sizes of name and descriptor, type, name.
+PVH_NOTE = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
 PROGRAMS = (("iperf3", "iperf3"), ("ethtool", "ethtool"))
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
@@ -75,6 +78,33 @@ def kernel() -> Path:
     if not found:
         needs.lacking("no kernel for test guests", "run tools/setup.sh test")
     return found[-1]
+
+
+def uncompressed(image: Path, folder: Path) -> Path:
+    """The kernel in a bzImage as the file that QEMU starts without emulating its decompression, which is half of a
+    boot where it is xz; kept in `folder`. The image itself where it is packed in another way or is no PVH kernel."""
+    # The size of what is packed is in its last four bytes. Linux, Documentation/x86/boot.rst, payload_offset.
+    data = image.read_bytes()
+    start, size = struct.unpack_from("<II", data, 0x248)
+    start += (data[0x1F1] + 1) * 512
+    packed = data[start : start + size - 4]
+    if not packed.startswith(b"\xfd7zXZ"):
+        return image
+    target = folder / f"{image.name.replace('vmlinuz', 'vmlinux')}-{hashlib.sha256(data).hexdigest()[:16]}"
+    if not target.exists():
+        kernel_file = lzma.decompress(packed)
+        if not kernel_file.startswith(b"\x7fELF") or not PVH_NOTE.search(kernel_file):
+            return image
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(target, kernel_file)
+    return target
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Nobody beside us sees half a file."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.rename(target)
 
 
 def modules_of(kernel_image: Path) -> Path:
@@ -149,9 +179,7 @@ def build(folder: Path) -> Image:
 def store(data: bytes, folder: Path, name: str) -> Path:
     """The file of a finished archive in `folder`, written unless it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.gz"
+    target = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.cpio"
     if not target.exists():
-        partial = target.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(gzip.compress(data, 1))
-        partial.rename(target)
+        write_whole(target, data)
     return target

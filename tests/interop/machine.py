@@ -89,6 +89,7 @@ class Machine:
     def __init__(self, modules: Iterable[str], extra: Iterable[Path] = (), memory_mb: int = 768, cpus: int = 2) -> None:
         self.memory_mb, self.cpus = memory_mb, cpus
         self.kernel = self._kernel()
+        self._bootable = guest_image.uncompressed(self.kernel, needs.ROOT / "build/guest")
         self._modules = guest_image.modules(guest_image.modules_of(self.kernel), [*OWN_MODULES, *modules], list(extra))
         self._busybox = Path(needs.program("busybox", "busybox-static")).read_bytes()
         self._qemu = needs.program("qemu-system-x86_64", "qemu-system-x86")
@@ -138,7 +139,7 @@ class Machine:
             *hardware.prefix, self._qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(self.cpus),
             "-m", str(self.memory_mb),
-            "-kernel", str(self.kernel), "-initrd", str(self._initramfs(folder)),
+            "-kernel", str(self._bootable), "-initrd", str(self._initramfs(folder)),
             "-append", f"{KERNEL_OPTIONS} {hardware.kernel_options}".rstrip(),
             "-fsdev", f"{share},id=root,path=/,readonly=on", "-device", f"virtio-9p-pci,fsdev=root,mount_tag={ROOT}",
             "-fsdev", f"{share},id=share,path={folder}", "-device", f"virtio-9p-pci,fsdev=share,mount_tag={SHARE}",
