@@ -19,7 +19,7 @@ from tests.interop.process import wait_until
 from tests.interop.qemu import Guest, Nic
 from tests.interop.switchd import Switchd, vhost_port
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.interop, pytest.mark.emulated, pytest.mark.timeout(240)]
 
 PLAIN = (
     ",csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off"
@@ -34,7 +34,6 @@ class Lab:
 
     folder: Path
     image: Image
-    cpu: int
     switch: Switchd
     guests: dict[str, Guest]
 
@@ -45,7 +44,7 @@ class Lab:
         return Nic(path, mac, packed=True, server=True) if name == "vm2" else Nic(path, mac, options=PLAIN)
 
     def boot(self, name: str) -> None:
-        self.guests[name] = Guest(self.image, self.nic(name), self.folder, name, self.cpu)
+        self.guests[name] = Guest(self.image, self.nic(name), self.folder, name)
 
     def ready(self, name: str) -> None:
         self.guests[name].wait_booted()
@@ -69,13 +68,13 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(module_folder: Path, image: Image, cpus: tuple[int, int]) -> Iterator[Lab]:
+def lab(module_folder: Path, image: Image) -> Iterator[Lab]:
     ports = [
         vhost_port("vm1", module_folder / "vm1.sock", queues=2),
         vhost_port("vm2", module_folder / "vm2.sock", server=True),
         vhost_port("vm3", module_folder / "vm3.sock"),
     ]
-    made = Lab(module_folder, image, cpus[1], Switchd(module_folder, ports), {})
+    made = Lab(module_folder, image, Switchd(module_folder, ports), {})
     with ExitStack() as cleanup:
         cleanup.callback(made.close)
         cleanup.enter_context(made.switch)
