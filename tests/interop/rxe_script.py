@@ -25,8 +25,8 @@ QKEY, GRH_BYTES, MTU = 0x1111, 40, 1500
 
 def main() -> None:
     for command in (
-        "ip link add up0 type dummy", "ip address add 192.0.2.1/24 dev up0", "ip link set up0 up",
-        "rdma link add rxe0 type rxe netdev up0", "sysctl -q vm.nr_hugepages=8",
+        "ip link add rd0 type dummy", "ip address add 192.0.2.1/24 dev rd0", "ip link set rd0 up",
+        "rdma link add rxe0 type rxe netdev rd0", "sysctl -q vm.nr_hugepages=8",
     ):  # fmt: skip
         subprocess.run(command.split(), check=True)
     verbs = load()
@@ -126,7 +126,7 @@ def events(verbs: Any, context: Any) -> None:
     """What the kernel reports when the interface goes down and up."""
     e, found = verbs.enums, []
     for state in ("down", "up"):
-        subprocess.run(["ip", "link", "set", "up0", state], check=True)
+        subprocess.run(["ip", "link", "set", "rd0", state], check=True)
         event = context.get_async_event()
         found.append(int(event.event_type))
         event.ack()
