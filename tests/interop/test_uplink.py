@@ -103,10 +103,9 @@ class SwitchdPeer:
 
 ROWS: dict[str, tuple[Callable[[Path, Path, bool, int, ExitStack], Peer], bool, bool]] = {
     # peer, whether we listen, packed rings
-    "ovs-listens-split": (OvsPeer, False, False),
+    # OVS-DPDK and testpmd have one library (rte_vhost): every combination is with one of them.
     "ovs-listens-packed": (OvsPeer, False, True),
     "ovs-connects-split": (OvsPeer, True, False),
-    "ovs-connects-packed": (OvsPeer, True, True),
     "testpmd-listens-split": (NetVhostPeer, False, False),
     "testpmd-connects-packed": (NetVhostPeer, True, True),
     "switchd-listens-packed": (SwitchdPeer, False, True),
