@@ -175,12 +175,13 @@ def pytest(*arguments: str, most: int) -> Callable[[], None]:
 def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
     check = {"lint": lint}
     cpp = {"C++ under ASan and UBSan": cpp_asan}
-    # Those that start switches have the machine for themselves.
     units = {"pytest unit": pytest("-n", "2", "tests/unit", most=900)}
+    # Side by side, by file: daemons come up and go down much of the time. The long ones, in interop, begin.
+    pair = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     if goal == "check":
         return check
     if goal == "unit":
-        return {**cpp, **units, "pytest system": pytest("tests/system", most=900)}
+        return {**cpp, **units, "pytest system": pytest(*pair, "tests/system", most=900)}
     if goal == "fuzz":
         return {"fuzz": lambda: fuzz(seconds)}
     return {
@@ -190,7 +191,8 @@ def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
         "instruction gates": gates,
         f"fuzz, {seconds} s a target": lambda: fuzz(seconds),
         **units,
-        "pytest system, interop": pytest("tests/system", "tests/interop", most=1800),
+        "pytest system, interop": pytest(*pair, "-m", "not emulated", "tests/interop", "tests/system", most=1800),
+        "pytest emulated machines": pytest("-m", "emulated", "tests/interop", most=1800),
     }
 
 

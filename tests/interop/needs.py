@@ -36,6 +36,9 @@ def root(why: str) -> None:
 
 
 def two_cpus() -> tuple[int, int]:
-    """CPUs for the switch and for its load; the same one twice on a machine with one."""
-    cpus = sorted(os.sched_getaffinity(0))
+    """CPUs for the switch and for its load; the same one twice on a machine with one.
+
+    Tests that run beside these (pytest -n 2) take them the other way round: their switches are then on the other CPU.
+    """
+    cpus = sorted(os.sched_getaffinity(0), reverse=os.environ.get("PYTEST_XDIST_WORKER") == "gw1")
     return cpus[0], cpus[-1]

@@ -24,7 +24,7 @@ from tests.interop.process import Process, wait_until
 from tests.interop.qemu import Guest, Nic
 from tests.interop.switchd import Switchd, vhost_port
 
-pytestmark = [pytest.mark.interop, pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.interop, pytest.mark.emulated, pytest.mark.netns, pytest.mark.timeout(180)]
 
 OURS = "10.8.{net}.1"  # the guest's address, one for each way
 NO_OFFLOADS = ("tx", "off", "tso", "off", "gso", "off")

@@ -19,7 +19,7 @@ from tests.interop.process import Process, wait_until
 from tests.interop.qemu import Qmp
 from tests.support.offload_frames import ALL_CASES, unfinished
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.interop, pytest.mark.emulated, pytest.mark.timeout(700)]
 pytest.importorskip("switch._core", reason="the compiled module is not built")
 
 # vhost_vdpa first: a new device goes to the driver that was loaded first.

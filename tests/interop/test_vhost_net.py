@@ -23,7 +23,7 @@ from tests.interop.qemu import Guest, Nic
 from tests.interop.switchd import Switchd, vhost_port
 from tests.support import verbs_standin
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.interop, pytest.mark.emulated, pytest.mark.timeout(900)]
 
 TEST_PORT = needs.ROOT / "build/asan/test_port"
 SCRIPT = """
