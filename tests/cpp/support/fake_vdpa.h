@@ -65,7 +65,11 @@ class FakeVdpa final : public KernelCalls {
   std::vector<uint32_t> bases;
   std::vector<uint32_t> enabled;                      // ring numbers
   std::vector<std::pair<uint32_t, uint32_t>> spaces;  // group, address space
-  std::vector<TakenCommand> commands;
+  // Commands that the control queue brought.
+  std::vector<TakenCommand> commands() {
+    const std::lock_guard lock(commands_mutex_);
+    return commands_;
+  }
   uint64_t features = 0;
   uint8_t status = 0;
   int config_call = -1;
@@ -206,7 +210,10 @@ class FakeVdpa final : public KernelCalls {
         uint64_t count = 0;
         (void)!::read(kick_.get(), &count, sizeof count);
         while (auto command = device.take()) {
-          commands.push_back(*command);
+          {
+            const std::lock_guard lock(commands_mutex_);
+            commands_.push_back(*command);
+          }
           obey(device, *command);
         }
       }
@@ -220,6 +227,8 @@ class FakeVdpa final : public KernelCalls {
   }
 
   std::map<uint32_t, uint32_t> sizes;
+  std::mutex commands_mutex_;  // the control queue's thread never waits for `mutex`, whose holder may wait for it
+  std::vector<TakenCommand> commands_;
   UniqueFd kick_;
   UniqueFd stop_;
   std::thread control_;

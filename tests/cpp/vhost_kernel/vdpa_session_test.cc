@@ -98,7 +98,7 @@ TEST_CASE("VdpaSession: the control queue is used for what it is needed for, whe
     REQUIRE_MESSAGE(static_cast<bool>(session), session.error().message());
     CHECK(kernel.enabled == row.enabled);
     std::vector<std::vector<uint8_t>> commands;
-    for (const TakenCommand& taken : kernel.commands) {
+    for (const TakenCommand& taken : kernel.commands()) {
       commands.push_back({taken.command_class, taken.command});
       commands.back().insert(commands.back().end(), taken.data.begin(), taken.data.end());
     }
@@ -182,7 +182,7 @@ TEST_CASE("VdpaSession: a device that fails its commands says which, and how") {
     wanted.queue_pairs = row.pairs;
     wanted.answer_ms = 40;
     const auto session = VdpaSession::start(kernel, wanted);
-    CHECK(kernel.commands.size() == 1);
+    CHECK(kernel.commands().size() == 1);
     if (row.says.empty()) {
       REQUIRE(static_cast<bool>(session));
       CHECK((*session)->promiscuous() == Promiscuous::kRefused);
