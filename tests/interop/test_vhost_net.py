@@ -88,12 +88,16 @@ def seen(module_folder: Path, image: Image) -> Seen:
             process.check()
             return (module_folder / "ready").exists()
 
-        with Guest(image, nics["vm1"], module_folder, "vm1") as guest:
-            guest.wait_booted()
-            guest.address("10.9.1.9")
-            wait_until("the stations are ready", ready, 400)
-            visits = {name: visit(guest, address) for name, address in STATIONS.items()}
-        (module_folder / "finished").touch()
+        try:
+            with Guest(image, nics["vm1"], module_folder, "vm1") as guest:
+                guest.wait_booted()
+                guest.address("10.9.1.9")
+                wait_until("the stations are ready", ready, 400)
+                visits = {name: visit(guest, address) for name, address in STATIONS.items()}
+            (module_folder / "finished").touch()
+        except BaseException:
+            process.kill()  # or it runs on beside all later tests
+            raise
         return Seen(here.finish(process, module_folder, 400), module_folder, visits)
 
 
