@@ -271,7 +271,7 @@ class PackedRing {
       head_word_ = used_word(head_used_, returned(0, bits32(returned_[count - 1]), 0));
       return;
     }
-    uint64_t* const ring = words_of(0);  // locals: see fetch()
+    uint64_t* const ring = words_of(0);  // locals: see take_each()
     const uint32_t size = size_;
     const bool logs = log_ != nullptr;
     for (; i < count; ++i) {
