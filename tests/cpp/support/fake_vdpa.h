@@ -192,10 +192,11 @@ class FakeVdpa final : public KernelCalls {
   // As the device does: a control queue lives from DRIVER_OK to the reset.
   void start_control() {
     if (control_.joinable() || !has_feature(features, VIRTIO_NET_F_CTRL_VQ)) return;
-    const auto areas = std::find_if(addresses.begin(), addresses.end(),
+    // The last ones: those of earlier sessions are still in the lists, and their memory is gone.
+    const auto areas = std::find_if(addresses.rbegin(), addresses.rend(),
                                     [&](const vhost_vring_addr& one) { return one.index == control_ring; });
-    if (areas == addresses.end()) return;
-    const auto update = std::find_if(messages.begin(), messages.end(), [](const vhost_msg_v2& message) {
+    if (areas == addresses.rend()) return;
+    const auto update = std::find_if(messages.rbegin(), messages.rend(), [](const vhost_msg_v2& message) {
       return message.iotlb.type == VHOST_IOTLB_UPDATE;
     });
     const uint64_t offset = update->iotlb.uaddr - update->iotlb.iova;
