@@ -7,6 +7,7 @@ QEMU is told vectors=0 (no MSI-X): version 7.2 crashes with vhost-user and MSI-X
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import socket
@@ -63,7 +64,8 @@ class Qmp:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        with contextlib.suppress(OSError):  # what QEMU, gone meanwhile, did not read is written once more
+            self._stream.close()
         self._line.close()
 
     def ask(self, command: str, **arguments: Any) -> Any:
