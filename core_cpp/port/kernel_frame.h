@@ -19,10 +19,7 @@ inline constexpr uint32_t kMaxIovecs = 1024;  // of one message: UIO_MAXIOV
 
 // The fields that every receive queue sets when it has filled the head.
 inline void finish_received(Frame& frame, const VnetHeader& vnet) {
-  frame.head_offset = 0;
-  frame.vlan = 0;
-  frame.tci = 0;
-  frame.tagged = false;
+  frame.clear_marks();
   frame.vnet = vnet;
   frame.offload = (vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE;
 }

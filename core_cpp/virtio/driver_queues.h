@@ -280,10 +280,7 @@ class DriverRxQueue final : public DriverRx {
   void describe(Frame& frame, VnetHeader header, uint32_t len, Batch& batch, PortWorkerCounters& drops) {
     frame.len = len;
     frame.head_len = std::min(len, kHeadBytes);
-    frame.head_offset = 0;
-    frame.vlan = 0;
-    frame.tci = 0;
-    frame.tagged = false;
+    frame.clear_marks();
     frame.offload = (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || header.gso_type != VIRTIO_NET_HDR_GSO_NONE;
     if (frame.offload) {
       if (!accept_net_header(accepted_, header, frame.head, frame.head_len, len)) [[unlikely]] {
