@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,28 @@ struct NamedFdbEntry {
   uint32_t age_seconds;
 };
 
+// Which entries of a MAC table to list.
+struct FdbQuery {
+  std::string port;        // empty: at any
+  int vlan = -1;           // -1: in any
+  std::optional<Mac> mac;  // none: any
+  int owner = -1;          // FdbOwner; -1: any
+  size_t most = SIZE_MAX;  // the first so many by (VLAN, MAC)
+};
+
+struct FdbPage {
+  std::vector<NamedFdbEntry> entries;
+  size_t matched = 0;  // entries may be fewer
+};
+
+// Learned entries that differ in nothing but their address: a table of a million is kept so over a restart.
+struct FdbGroup {
+  uint16_t vlan;
+  std::string port;
+  uint32_t age_seconds;
+  std::vector<Mac> macs;
+};
+
 // kind: "fdb_learned", ... (bridge, vlan, mac, port, old_port) or "port_..." (port, detail).
 struct Event {
   uint64_t realtime_ns = 0;
@@ -117,7 +140,10 @@ class Datapath final : public PortHost {
   Result<PortView> port(const std::string& name);
   Stats stats();
 
-  Result<std::vector<NamedFdbEntry>> fdb(const std::string& bridge);
+  Result<FdbPage> fdb(const std::string& bridge, const FdbQuery& query = {});
+  Result<std::vector<FdbGroup>> fdb_learned(const std::string& bridge);  // equal tables give equal lists
+  // Puts the group's addresses back, with age 0, where the table has no entry for them and has room; returns how many.
+  Result<uint32_t> fdb_restore(const std::string& bridge, const FdbGroup& group);
   // `port` empty: blackhole, for static entries.
   Result<void> fdb_set(const std::string& bridge, uint16_t vlan, Mac mac, const std::string& port, FdbOwner owner);
   Result<bool> fdb_del(const std::string& bridge, uint16_t vlan, Mac mac);
@@ -156,6 +182,7 @@ class Datapath final : public PortHost {
   void move_queues();
   PortRecord* find(const std::string& name);
   PortRecord* find(const Port& port);
+  Result<PortId> port_in(const std::string& port, const Bridge& bridge);
   Result<NicSeat*> nic_seat(const std::string& port);
   Result<std::shared_ptr<Bridge>> find_bridge(const std::string& name);
   [[nodiscard]] std::string port_name(PortId id) const;

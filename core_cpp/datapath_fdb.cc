@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The datapath's MAC tables and its events, by name.
+#include <algorithm>
 #include <cerrno>
 #include <ctime>
+#include <tuple>
 #include <utility>
 
 #include "base/clock.h"
@@ -48,8 +50,47 @@ std::string Datapath::port_name(PortId id) const {
   return id < by_id_.size() && by_id_[id] != nullptr ? by_id_[id]->spec.config.name : std::string();
 }
 
-// The table calls below hold no control lock: a walk over a million entries must not delay a guest's handshake.
-Result<std::vector<NamedFdbEntry>> Datapath::fdb(const std::string& bridge) {
+Result<PortId> Datapath::port_in(const std::string& port, const Bridge& bridge) {
+  const PortRecord* const record = find(port);
+  if (record == nullptr) return Error{ENOENT, "port " + port};
+  if (record->bridge.get() != &bridge) {
+    return Error{0, "port " + port + " is in bridge " + record->bridge->name + ", not " + bridge.name};
+  }
+  return record->id;
+}
+
+// The listings below hold no control lock: a walk over a million entries must not delay a guest's handshake.
+Result<FdbPage> Datapath::fdb(const std::string& bridge, const FdbQuery& query) {
+  std::shared_ptr<Bridge> found;
+  PortId port = kNoPort;
+  {
+    const Guard guard(control_.mutex());
+    auto result = find_bridge(bridge);
+    if (!result) return result.error();
+    found = *result;
+    if (!query.port.empty()) {
+      const PortRecord* const record = find(query.port);
+      if (record == nullptr) return Error{ENOENT, "port " + query.port};
+      port = record->id;
+    }
+  }
+  std::vector<FdbEntry> entries = found->fdb.entries();
+  std::erase_if(entries, [&](const FdbEntry& entry) {
+    return (port != kNoPort && entry.port != port) || (query.vlan >= 0 && entry.vlan != query.vlan) ||
+           (query.mac && entry.mac != *query.mac) || (query.owner >= 0 && entry.owner != FdbOwner(query.owner));
+  });
+  std::ranges::sort(entries, {}, [](const FdbEntry& entry) { return uint64_t{entry.vlan} << 48 | entry.mac; });
+  FdbPage page{.entries = {}, .matched = entries.size()};
+  entries.resize(std::min(entries.size(), query.most));
+  page.entries.reserve(entries.size());
+  const Guard guard(control_.mutex());
+  for (const FdbEntry& entry : entries) {
+    page.entries.push_back({entry.vlan, entry.mac, port_name(entry.port), entry.owner, entry.age_seconds});
+  }
+  return page;
+}
+
+Result<std::vector<FdbGroup>> Datapath::fdb_learned(const std::string& bridge) {
   std::shared_ptr<Bridge> found;
   {
     const Guard guard(control_.mutex());
@@ -57,14 +98,43 @@ Result<std::vector<NamedFdbEntry>> Datapath::fdb(const std::string& bridge) {
     if (!result) return result.error();
     found = *result;
   }
-  const std::vector<FdbEntry> entries = found->fdb.entries();
-  std::vector<NamedFdbEntry> named;
-  named.reserve(entries.size());
+  std::vector<FdbEntry> entries = found->fdb.entries();
+  std::erase_if(entries, [](const FdbEntry& entry) { return entry.owner != FdbOwner::kLearned; });
+  const auto alike = [](const FdbEntry& entry) { return std::tie(entry.vlan, entry.port, entry.age_seconds); };
+  std::ranges::sort(entries, [&](const FdbEntry& a, const FdbEntry& b) {
+    return std::tuple(alike(a), a.mac) < std::tuple(alike(b), b.mac);
+  });
+  std::vector<FdbGroup> groups;
   const Guard guard(control_.mutex());
-  for (const FdbEntry& entry : entries) {
-    named.push_back({entry.vlan, entry.mac, port_name(entry.port), entry.owner, entry.age_seconds});
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const FdbEntry& entry = entries[i];
+    if (i == 0 || alike(entries[i - 1]) != alike(entry)) {
+      groups.push_back({entry.vlan, port_name(entry.port), entry.age_seconds, {}});
+    }
+    groups.back().macs.push_back(entry.mac);
   }
-  return named;
+  // Of a port that has just gone: its entries are on their way out, too.
+  std::erase_if(groups, [](const FdbGroup& group) { return group.port.empty(); });
+  return groups;
+}
+
+Result<uint32_t> Datapath::fdb_restore(const std::string& bridge, const FdbGroup& group) {
+  constexpr size_t kSlice = 1024;  // under one hold of the lock
+  uint32_t restored = 0;
+  for (size_t from = 0; from < group.macs.size(); from += kSlice) {
+    const Guard guard(control_.mutex());
+    auto found = find_bridge(bridge);
+    if (!found) return found.error();
+    auto port = port_in(group.port, **found);
+    if (!port) return port.error();
+    for (size_t at = from; at < std::min(from + kSlice, group.macs.size()); ++at) {
+      const Mac mac = group.macs[at];
+      FdbEntry present;
+      if (mac == 0 || is_multicast(mac) || (*found)->fdb.find(group.vlan, mac, present)) continue;
+      if ((*found)->fdb.set(group.vlan, mac, *port, FdbOwner::kLearned) != Fdb::SetResult::kFull) ++restored;
+    }
+  }
+  return restored;
 }
 
 Result<void> Datapath::fdb_set(const std::string& bridge, uint16_t vlan, Mac mac, const std::string& port,
@@ -74,11 +144,9 @@ Result<void> Datapath::fdb_set(const std::string& bridge, uint16_t vlan, Mac mac
   if (!found) return found.error();
   PortId id = kPortBlackhole;
   if (!port.empty()) {
-    const PortRecord* const record = find(port);
-    if (record == nullptr) return Error{ENOENT, "port " + port};
-    if (record->bridge != *found)
-      return Error{0, "port " + port + " is in bridge " + record->bridge->name + ", not " + bridge};
-    id = record->id;
+    auto inside = port_in(port, **found);
+    if (!inside) return inside.error();
+    id = *inside;
   } else if (owner != FdbOwner::kStatic) {
     return Error{0, "only a static entry can drop"};
   }

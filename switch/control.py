@@ -138,7 +138,7 @@ class Control:
         ageing = {bridge.name: bridge.ageing for bridge in self.reconciler.running.bridges}
         away = max(0.0, time.time() - saved.saved)
         if count := self.learning.restore_learned(saved.learned, away, ageing):
-            log.info("restored %d of %d learned flows", count, len(saved.learned))
+            log.info("restored %d of %d learned flows", count, sum(len(group.macs) // 6 for group in saved.learned))
         self.apply_time = time.time()
 
     def tick(self) -> None:
@@ -178,9 +178,7 @@ class Control:
         running = self.reconciler.running
         base = self._base
         pinned = [Flow(flow.bridge, flow.vlan, flow.mac, flow.port) for flow in running.flows if flow not in base.flows]
-        learned = [
-            entry for bridge in running.bridges for entry in self.datapath.fdb(bridge.name) if entry.owner == "learned"
-        ]
+        learned = [group for bridge in running.bridges for group in self.datapath.fdb_learned(bridge.name)]
         return SavedState(
             saved=time.time(),
             starts=self.starts,

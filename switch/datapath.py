@@ -167,6 +167,31 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class FdbQuery:
+    """Which entries of a MAC table to list."""
+
+    port: str = ""  # empty: at any
+    vlan: int | None = None
+    mac: int | None = None
+    owner: str | None = None
+    most: int | None = None  # the first so many by (VLAN, address)
+
+
+EVERY_ENTRY = FdbQuery()
+
+
+@dataclass(frozen=True, slots=True)
+class FdbGroup:
+    """Learned entries that differ in nothing but their address: a table of a million is kept so over a restart."""
+
+    bridge: str
+    vlan: int
+    port: str
+    age: int  # seconds since last seen, in steps
+    macs: bytes  # six bytes an address
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened.
 
@@ -247,9 +272,17 @@ class Datapath(Protocol):
     def port(self, name: str) -> PortStatus: ...
     def stats(self) -> Stats: ...
 
-    def fdb(self, bridge: str) -> list[FdbEntry]: ...
+    def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
+        """The entries that match, in the order of (VLAN, address), and how many match in all."""
+
+    def fdb_learned(self, bridge: str) -> list[FdbGroup]:
+        """All learned entries; equal tables give equal lists."""
+
+    def fdb_restore(self, group: FdbGroup) -> int:
+        """Put learned entries back, with age 0, where the table has none and has room. Returns how many."""
+
     def fdb_set(self, bridge: str, vlan: int, mac: int, port: str, owner: str) -> None:
-        """Add or replace. port "" makes a blackhole (static only). owner "learned" restores an entry that ages."""
+        """Add or replace. port "" makes a blackhole (static only)."""
 
     def fdb_del(self, bridge: str, vlan: int, mac: int) -> bool: ...
     def fdb_flush(self, bridge: str, port: str | None, vlan: int | None, owner: str | None) -> int:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from switch.config.values import format_mac
-from switch.datapath import Datapath, Event, FdbEntry
+from switch.datapath import Datapath, Event, FdbGroup, FdbQuery
 from switch.errors import FdbError, SwitchError
 
 log = logging.getLogger("switch.learning")
@@ -224,7 +224,8 @@ class Learning:
                     del self._flows[flow.key]
         if owner in (None, "held"):
             live = {key for key in self._holds if key[0] == bridge and vlan in (None, key[1])}
-            held = {(bridge, entry.vlan, entry.mac) for entry in self._datapath.fdb(bridge) if entry.owner == "held"}
+            entries, _ = self._datapath.fdb(bridge, FdbQuery(owner="held"))
+            held = {(bridge, entry.vlan, entry.mac) for entry in entries}
             for key in live - held:
                 del self._holds[key]
         return count
@@ -264,20 +265,19 @@ class Learning:
                 )
         return count
 
-    def restore_learned(self, entries: Iterable[FdbEntry], away: float, ageing: dict[str, int]) -> int:
+    def restore_learned(self, groups: Iterable[FdbGroup], away: float, ageing: dict[str, int]) -> int:
         """Put learned flows back that would not have aged during `away` seconds and whose port exists. `ageing` is
         seconds by bridge, 0 for never."""
         ports = {status.name: status.bridge for status in self._datapath.ports()}
         count = 0
-        for entry in entries:
-            limit = ageing.get(entry.bridge)
-            if limit is None or ports.get(entry.port) != entry.bridge or (limit and entry.age + away >= limit):
+        for group in groups:
+            limit = ageing.get(group.bridge)
+            if limit is None or ports.get(group.port) != group.bridge or (limit and group.age + away >= limit):
                 continue
             try:
-                self._datapath.fdb_set(entry.bridge, entry.vlan, entry.mac, entry.port, "learned")
-                count += 1
+                count += self._datapath.fdb_restore(group)
             except SwitchError as error:
-                log.debug("learned flow %s -> %s not restored: %s", format_mac(entry.mac), entry.port, error)
+                log.warning("%s", error)
         return count
 
 

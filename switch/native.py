@@ -10,10 +10,13 @@ from dataclasses import asdict, astuple
 from typing import Any, TypeVar
 
 from switch.datapath import (
+    EVERY_ENTRY,
     BridgeStats,
     DatapathOptions,
     Event,
     FdbEntry,
+    FdbGroup,
+    FdbQuery,
     NicHandles,
     NicMemory,
     PortSpec,
@@ -124,8 +127,17 @@ class NativeDatapath:
             plan_generation=snapshot["plan_generation"],
         )
 
-    def fdb(self, bridge: str) -> list[FdbEntry]:
-        return [FdbEntry(bridge, *entry) for entry in _fdb_call("list the MAC table", lambda: self._core.fdb(bridge))]
+    def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
+        entries, matched = _fdb_call("list the MAC table", lambda: self._core.fdb(bridge, *astuple(query)))
+        return [FdbEntry(bridge, *entry) for entry in entries], matched
+
+    def fdb_learned(self, bridge: str) -> list[FdbGroup]:
+        groups = _fdb_call("list the MAC table", lambda: self._core.fdb_learned(bridge))
+        return [FdbGroup(bridge, *group) for group in groups]
+
+    def fdb_restore(self, group: FdbGroup) -> int:
+        what = f"restore {len(group.macs) // 6} learned MAC table entries"
+        return _fdb_call(what, lambda: self._core.fdb_restore(group.bridge, group.vlan, group.port, group.macs))
 
     def fdb_set(self, bridge: str, vlan: int, mac: int, port: str, owner: str) -> None:
         _fdb_call("add a MAC table entry", lambda: self._core.fdb_set(bridge, vlan, mac, port, owner))

@@ -20,21 +20,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from switch.config.values import format_mac, parse_mac
-from switch.datapath import FdbEntry, PortSpec, VlanPolicy
+from switch.datapath import FdbGroup, PortSpec, VlanPolicy
 from switch.learning import Flow
 from switch.plan import BridgeSpec
 
 log = logging.getLogger("switch.state")
 
-VERSION = 1
-PIECE = 4096  # learned flows in one piece of text
-
+VERSION = 2
+READABLE = (1, VERSION)  # 1: one row for each learned flow
 
 Spec = PortSpec | BridgeSpec
 
@@ -57,7 +56,7 @@ class SavedState:
     ports: dict[str, Overlay] = field(default_factory=dict)
     bridges: dict[str, Overlay] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
-    learned: list[FdbEntry] = field(default_factory=list)
+    learned: list[FdbGroup] = field(default_factory=list)
 
 
 def spec_to_dict(spec: Spec) -> dict[str, Any]:
@@ -194,19 +193,16 @@ class StateFile:
     def save(self, state: SavedState, *, force: bool = False) -> bool:
         """Write when anything but the time of saving changed (or `force`). Returns whether it wrote; OSError when it
         could not."""
-        pieces = list(encode_pieces(state))
-        signature = hashlib.blake2b(digest_size=16)
-        for piece in pieces:
-            signature.update(piece)
-        if signature.digest() == self._written and not force:
+        body = encode(state)
+        signature = hashlib.blake2b(body, digest_size=16).digest()
+        if signature == self._written and not force:
             return False
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(b'{"saved":%s,' % json.dumps(state.saved or time.time()).encode())
-                file.writelines(pieces)
-                file.write(b"\n")
+                file.write(body + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
@@ -219,7 +215,7 @@ class StateFile:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self._written = signature.digest()
+        self._written = signature
         return True
 
     def forget(self) -> None:
@@ -228,38 +224,24 @@ class StateFile:
             self.path.unlink()
 
 
-def encode_pieces(state: SavedState) -> Iterator[bytes]:
-    """The JSON body without its time and its opening brace, so that equal states encode equally. A million learned
-    flows are a few pieces of text here instead of a million lists at once."""
-    yield _dump(_without_learned(state)).encode()[1:-1] + b',"learned":['
-    separator = b""
-    for start in range(0, len(state.learned), PIECE):
-        rows = [
-            [flow.bridge, flow.vlan, format_mac(flow.mac), flow.port, flow.age]
-            for flow in state.learned[start : start + PIECE]
-        ]
-        yield separator + _dump(rows).encode()[1:-1]
-        separator = b","
-    yield b"]}"
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _without_learned(state: SavedState) -> dict[str, Any]:
-    return {
+def encode(state: SavedState) -> bytes:
+    """The JSON body without its time and its opening brace, so that equal states encode equally."""
+    body = {
         "version": VERSION,
         "starts": state.starts,
         "ports": {name: _overlay_out(overlay) for name, overlay in sorted(state.ports.items())},
         "bridges": {name: _overlay_out(overlay) for name, overlay in sorted(state.bridges.items())},
         "flows": [[flow.bridge, flow.vlan, format_mac(flow.mac), flow.port, flow.owner] for flow in state.flows],
+        "learned": [
+            [group.bridge, group.vlan, group.macs.hex(" ", 6), group.port, group.age] for group in state.learned
+        ],
     }
+    return json.dumps(body, separators=(",", ":")).encode()[1:]
 
 
 def decode(body: Any) -> SavedState:
-    """The inverse of encode_pieces; raises for anything else."""
-    if not isinstance(body, dict) or body.get("version") != VERSION:
+    """The inverse of encode, and of what earlier versions wrote; raises for anything else."""
+    if not isinstance(body, dict) or body.get("version") not in READABLE:
         raise ValueError(f"not a state file of version {VERSION}")
     return SavedState(
         saved=float(body.get("saved", 0.0)),
@@ -268,8 +250,7 @@ def decode(body: Any) -> SavedState:
         bridges={_text(name): _overlay_in(item) for name, item in body["bridges"].items()},
         flows=[Flow(_text(b), int(v), parse_mac(m), _text(p), _text(o)) for b, v, m, p, o in _rows(body["flows"])],
         learned=[
-            FdbEntry(_text(b), int(v), parse_mac(m), _text(p), "learned", int(a))
-            for b, v, m, p, a in _rows(body["learned"])
+            FdbGroup(_text(b), _vlan(v), _text(p), int(a), _addresses(m)) for b, v, m, p, a in _rows(body["learned"])
         ],
     )
 
@@ -292,6 +273,20 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
     return value
+
+
+def _vlan(value: Any) -> int:
+    if not 0 <= int(value) <= 4095:
+        raise ValueError(f"{value!r} is not a VLAN")
+    return int(value)
+
+
+def _addresses(value: Any) -> bytes:
+    """Hexadecimal digits, twelve an address, with or without colons and blanks."""
+    addresses = bytes.fromhex(_text(value).replace(":", ""))
+    if len(addresses) % 6:
+        raise ValueError(f"{len(addresses)} bytes are not whole MAC addresses")
+    return addresses
 
 
 def _rows(value: Any) -> Sequence[Any]:

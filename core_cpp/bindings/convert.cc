@@ -172,9 +172,34 @@ py::dict to_python(const Stats& stats) {
   return dict;
 }
 
-py::tuple to_python(const NamedFdbEntry& entry) {
-  return py::make_tuple(entry.vlan, entry.mac, entry.port, std::string(kOwners.at(static_cast<size_t>(entry.owner))),
-                        entry.age_seconds);
+py::tuple to_python(const FdbPage& page) {
+  py::list entries;
+  for (const NamedFdbEntry& entry : page.entries) {
+    entries.append(py::make_tuple(entry.vlan, entry.mac, entry.port, kOwners.at(static_cast<size_t>(entry.owner)),
+                                  entry.age_seconds));
+  }
+  return py::make_tuple(entries, page.matched);
+}
+
+py::tuple to_python(const FdbGroup& group) {
+  std::string bytes;
+  bytes.reserve(group.macs.size() * kMacBytes);
+  for (const Mac mac : group.macs) {
+    for (int shift = 40; shift >= 0; shift -= 8) bytes.push_back(static_cast<char>(mac >> shift));
+  }
+  return py::make_tuple(group.vlan, group.port, group.age_seconds, py::bytes(bytes));
+}
+
+std::vector<Mac> macs_from_bytes(const py::bytes& bytes) {
+  const std::string_view text = bytes;
+  std::vector<Mac> macs;
+  macs.reserve(text.size() / kMacBytes);
+  for (; text.size() >= kMacBytes * (macs.size() + 1);) {
+    Mac mac = 0;
+    for (const char byte : text.substr(kMacBytes * macs.size(), kMacBytes)) mac = mac << 8 | static_cast<uint8_t>(byte);
+    macs.push_back(mac);
+  }
+  return macs;
 }
 
 py::tuple to_python(const Event& event) {

@@ -35,8 +35,11 @@ auto without_gil(Call call) {
 PortSpec port_spec(const pybind11::dict& spec);
 pybind11::dict to_python(const PortView& view);
 pybind11::dict to_python(const Stats& stats);
-pybind11::tuple to_python(const NamedFdbEntry& entry);  // (vlan, mac, port, owner, age)
-pybind11::tuple to_python(const Event& event);          // (time, kind, bridge, port, old_port, vlan, mac, detail)
+pybind11::tuple to_python(const FdbPage& page);    // ([(vlan, mac, port, owner, age)], matched)
+pybind11::tuple to_python(const FdbGroup& group);  // (vlan, port, age, addresses of six bytes each)
+pybind11::tuple to_python(const Event& event);     // (time, kind, bridge, port, old_port, vlan, mac, detail)
 FdbOwner fdb_owner(const std::string& name);
+// Of six bytes each, in network byte order; what is left over at the end is not an address.
+std::vector<Mac> macs_from_bytes(const pybind11::bytes& bytes);
 
 }  // namespace sw

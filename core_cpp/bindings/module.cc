@@ -81,12 +81,28 @@ void bind_datapath(py::module_& module) {
              return to_python(stats);
            })
       .def("fdb",
+           [](Datapath& self, const std::string& bridge, const std::string& port, std::optional<int> vlan,
+              std::optional<Mac> mac, const std::optional<std::string>& owner, std::optional<size_t> most) {
+             const FdbQuery query{.port = port,
+                                  .vlan = vlan.value_or(-1),
+                                  .mac = mac,
+                                  .owner = owner ? static_cast<int>(fdb_owner(*owner)) : -1,
+                                  .most = most.value_or(SIZE_MAX)};
+             return to_python(without_gil([&] { return self.fdb(bridge, query); }));
+           })
+      .def("fdb_learned",
            [](Datapath& self, const std::string& bridge) {
-             const auto entries = without_gil([&] { return self.fdb(bridge); });
+             const auto groups = without_gil([&] { return self.fdb_learned(bridge); });
              py::list list;
-             for (const NamedFdbEntry& entry : entries) list.append(to_python(entry));
+             for (const FdbGroup& group : groups) list.append(to_python(group));
              return list;
            })
+      .def(
+          "fdb_restore",
+          [](Datapath& self, const std::string& bridge, uint16_t vlan, const std::string& port, const py::bytes& macs) {
+            const FdbGroup group{.vlan = vlan, .port = port, .age_seconds = 0, .macs = macs_from_bytes(macs)};
+            return without_gil([&] { return self.fdb_restore(bridge, group); });
+          })
       .def("fdb_set",
            [](Datapath& self, const std::string& bridge, uint16_t vlan, Mac mac, const std::string& port,
               const std::string& owner) {

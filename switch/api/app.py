@@ -21,7 +21,7 @@ from switch.api import models, views
 from switch.config import config_hash
 from switch.config.values import format_mac, parse_mac
 from switch.control import Control, Exists, Missing
-from switch.datapath import FdbEntry
+from switch.datapath import FdbEntry, FdbQuery
 from switch.errors import ConfigError, FdbError, NotBuilt, PortError, SwitchError
 from switch.events import Follower, Record
 from switch.learning import Flow
@@ -133,25 +133,24 @@ def _ports(app: FastAPI, control: Control) -> None:
 def _flows(app: FastAPI, control: Control) -> None:
     @app.get("/v1/fdb", summary="The MAC table", tags=["fdb"], response_model=models.FlowsShape)
     async def flows(
-        bridge: str | None = None, port: str | None = None, vlan: int | None = None, mac: str | None = None,
-        owner: str | None = None, limit: Annotated[int, Query(ge=0, description="0: all")] = 0,
+        bridge: str | None = None, port: str | None = None, vlan: Annotated[int | None, Query(ge=0, le=4094)] = None,
+        mac: str | None = None, owner: str | None = None,
+        limit: Annotated[int, Query(ge=0, le=1 << 30, description="0: all")] = 0,
     ) -> Response:  # fmt: skip
         wanted_mac = None if mac is None else _mac(mac)
-        bridges = [control.only_bridge(bridge)] if bridge else list(control.reconciler.bridges)
+        bridges = [control.only_bridge(bridge)] if bridge else sorted(control.reconciler.bridges)
         if port is not None:
             control.spec(port)
 
         def listing() -> bytes:
-            def matches(entry: FdbEntry) -> bool:
-                return (
-                    port in (None, entry.port)
-                    and vlan in (None, entry.vlan)
-                    and wanted_mac in (None, entry.mac)
-                    and owner in (None, entry.owner)
-                )
-
-            found = [entry for name in bridges for entry in control.datapath.fdb(name) if matches(entry)]
-            return views.flows_json(found, limit)
+            found: list[FdbEntry] = []
+            total = 0
+            for name in bridges:
+                most = limit - len(found) if limit else None
+                entries, matched = control.datapath.fdb(name, FdbQuery(port or "", vlan, wanted_mac, owner, most))
+                found += entries
+                total += matched
+            return views.flows_json(found, total)
 
         return Response(await asyncio.to_thread(listing), media_type="application/json")
 

@@ -10,9 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from switch.datapath import (
+    EVERY_ENTRY,
     BridgeStats,
     Event,
     FdbEntry,
+    FdbGroup,
+    FdbQuery,
     NicHandles,
     NicMemory,
     PortSpec,
@@ -165,9 +168,32 @@ class MemoryDatapath:
             plan_generation=7,
         )  # fmt: skip
 
-    def fdb(self, bridge: str) -> list[FdbEntry]:
+    def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
         self._bridge(bridge)
-        return [entry for entry in self.flows.values() if entry.bridge == bridge]
+        found = [
+            entry
+            for entry in self.flows.values()
+            if entry.bridge == bridge
+            and query.port in ("", entry.port)
+            and query.vlan in (None, entry.vlan)
+            and query.mac in (None, entry.mac)
+            and query.owner in (None, entry.owner)
+        ]
+        found.sort(key=lambda entry: (entry.vlan, entry.mac))
+        return found[: query.most], len(found)
+
+    def fdb_learned(self, bridge: str) -> list[FdbGroup]:
+        return [
+            FdbGroup(bridge, entry.vlan, entry.port, entry.age, entry.mac.to_bytes(6, "big"))
+            for entry in self.fdb(bridge, FdbQuery(owner="learned"))[0]
+        ]
+
+    def fdb_restore(self, group: FdbGroup) -> int:
+        macs = [int.from_bytes(group.macs[at : at + 6], "big") for at in range(0, len(group.macs), 6)]
+        missing = [mac for mac in macs if (group.bridge, group.vlan, mac) not in self.flows]
+        for mac in missing:
+            self.fdb_set(group.bridge, group.vlan, mac, group.port, "learned")
+        return len(missing)
 
     def fdb_set(self, bridge: str, vlan: int, mac: int, port: str, owner: str) -> None:
         self.calls.append(("fdb_set", f"{port} {owner}"))

@@ -191,7 +191,7 @@ class SwitchAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def tables_agree(self) -> None:
-        real = {(e.vlan, e.mac.to_bytes(6, "big")): (e.port, e.owner) for e in self.datapath.fdb("br")}
+        real = {(e.vlan, e.mac.to_bytes(6, "big")): (e.port, e.owner) for e in self.datapath.fdb("br")[0]}
         assert real == {key: (entry.port, entry.owner) for key, entry in self.model.table.items()}
 
 

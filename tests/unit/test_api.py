@@ -88,6 +88,8 @@ def test_a_port_is_added_changed_and_deleted(api: Service) -> None:
         ("DELETE", f"/v1/fdb?mac={MAC}", None, 404, "missing", MAC),
         ("GET", "/v1/fdb?bridge=br9", None, 404, "missing", "br9"),
         ("GET", "/v1/fdb?limit=x", None, 400, "request", "limit"),
+        ("GET", "/v1/fdb?vlan=9999", None, 400, "request", "vlan"),
+        ("GET", "/v1/fdb?limit=99999999999999999999", None, 400, "request", "limit"),
         ("PUT", "/v1/log", {"level": "loud"}, 400, "request", "loud"),
         ("POST", "/v1/ports/vm1/explain", {"frame": "xyz"}, 400, "request", "hex"),
         ("POST", "/v1/config/confirm", None, 404, "missing", "confirm"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from switch.datapath import Event, FdbEntry, PortSpec
+from switch.datapath import Event, FdbGroup, PortSpec
 from switch.errors import FdbError
 from switch.learning import Damping, Flow, Learning
 from tests.support.memory_datapath import MemoryDatapath
@@ -23,6 +23,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def macs(*addresses: int) -> bytes:
+    return b"".join(mac.to_bytes(6, "big") for mac in addresses)
 
 
 class House:
@@ -213,14 +217,20 @@ def test_deleting_a_flow_says_whether_there_was_one(house: House) -> None:
 
 def test_learned_flows_are_restored_where_their_port_and_time_allow(house: House) -> None:
     saved = [
-        FdbEntry("br0", 0, MAC, "vm1", "learned", 10),
-        FdbEntry("br0", 0, MAC + 1, "vm1", "learned", 290),
-        FdbEntry("br0", 0, MAC + 2, "vm9", "learned", 0),
-        FdbEntry("br9", 0, MAC + 3, "vm1", "learned", 0),
+        FdbGroup("br0", 0, "vm1", 10, macs(MAC, MAC + 4)),
+        FdbGroup("br0", 0, "vm1", 290, macs(MAC + 1)),
+        FdbGroup("br0", 0, "vm9", 0, macs(MAC + 2)),
+        FdbGroup("br9", 0, "vm1", 0, macs(MAC + 3)),
     ]
-    assert house.learning.restore_learned(saved, away=20.0, ageing={"br0": 300}) == 1
-    assert set(house.datapath.flows) == {("br0", 0, MAC)}
-    assert house.learning.restore_learned(saved, away=1e9, ageing={"br0": 0}) == 2
+    assert house.learning.restore_learned(saved, away=20.0, ageing={"br0": 300}) == 2
+    assert set(house.datapath.flows) == {("br0", 0, MAC), ("br0", 0, MAC + 4)}
+    assert house.learning.restore_learned(saved, away=1e9, ageing={"br0": 0}) == 1  # the others are there
+
+
+def test_what_is_pinned_is_not_replaced_by_what_was_learned(house: House) -> None:
+    house.learning.add(Flow("br0", 0, MAC, "vm2"))
+    assert house.learning.restore_learned([FdbGroup("br0", 0, "vm1", 0, macs(MAC))], 0.0, {"br0": 300}) == 0
+    assert house.datapath.flows["br0", 0, MAC].owner == "static"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 8.0)), max_size=80))

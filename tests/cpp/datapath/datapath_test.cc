@@ -90,8 +90,8 @@ TEST_CASE("datapath: guests talk through two ports, and it is known who is where
   require_frame(*a, ethernet(kA, kB, 1514, 2));
   const auto entries = rig.datapath.fdb("br0");
   REQUIRE(entries);
-  CHECK(entries->size() == 2);
-  for (const NamedFdbEntry& entry : *entries) CHECK(entry.port == (entry.mac == kA ? "vm1" : "vm2"));
+  CHECK(entries->matched == 2);
+  for (const NamedFdbEntry& entry : entries->entries) CHECK(entry.port == (entry.mac == kA ? "vm1" : "vm2"));
   size_t learned = 0;
   for (const Event& event : rig.datapath.drain_events(1000)) learned += event.kind == "fdb_learned" ? 1 : 0;
   CHECK(learned == 2);
@@ -310,10 +310,82 @@ TEST_CASE("datapath: static entries name a port or drop, and go with their port"
   REQUIRE(rig.datapath.del_port("vm2"));
   const auto entries = rig.datapath.fdb("br0");
   REQUIRE(entries);
-  CHECK(entries->size() == 2);  // kA learned, the blackhole
+  CHECK(entries->matched == 2);  // kA learned, the blackhole
   const auto flushed = rig.datapath.fdb_flush("br0", nullptr, -1, -1);
   REQUIRE(flushed);
   CHECK(*flushed == 1);
+}
+
+TEST_CASE("datapath: a listing holds what was asked for, first by VLAN and address") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_port(rig.spec("vm1")));
+  REQUIRE(rig.datapath.add_port(rig.spec("vm2")));
+  REQUIRE(rig.datapath.fdb_set("br0", 10, kA, "vm1", FdbOwner::kStatic));
+  REQUIRE(rig.datapath.fdb_set("br0", 5, kB, "vm1", FdbOwner::kLearned));
+  REQUIRE(rig.datapath.fdb_set("br0", 5, kA, "vm2", FdbOwner::kLearned));
+  REQUIRE(rig.datapath.fdb_set("br0", 5, kB + 1, "", FdbOwner::kStatic));
+  struct Row {
+    const char* what;
+    FdbQuery query;
+    size_t matched;
+    std::vector<std::pair<uint16_t, Mac>> listed;
+  };
+  const int learned = static_cast<int>(FdbOwner::kLearned);
+  const Row rows[] = {
+      {"all", {}, 4, {{5, kA}, {5, kB}, {5, kB + 1}, {10, kA}}},
+      {"the first two", {.most = 2}, 4, {{5, kA}, {5, kB}}},
+      {"none of them", {.most = 0}, 4, {}},
+      {"a port", {.port = "vm1"}, 2, {{5, kB}, {10, kA}}},
+      {"a VLAN", {.vlan = 10}, 1, {{10, kA}}},
+      {"an address", {.mac = kA}, 2, {{5, kA}, {10, kA}}},
+      {"an owner", {.owner = learned}, 2, {{5, kA}, {5, kB}}},
+      {"all filters", {.port = "vm2", .vlan = 5, .mac = kA, .owner = learned}, 1, {{5, kA}}},
+      {"what is not there", {.port = "vm2", .vlan = 10}, 0, {}},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.what);
+    const auto page = rig.datapath.fdb("br0", row.query);
+    REQUIRE(page);
+    CHECK(page->matched == row.matched);
+    std::vector<std::pair<uint16_t, Mac>> listed;
+    for (const NamedFdbEntry& entry : page->entries) listed.emplace_back(entry.vlan, entry.mac);
+    CHECK(listed == row.listed);
+  }
+  CHECK_FALSE(rig.datapath.fdb("br9"));
+  CHECK_FALSE(rig.datapath.fdb("br0", {.port = "vm9"}));
+}
+
+TEST_CASE("datapath: learned entries are listed in groups, and put back where nothing is") {
+  Rig rig;
+  REQUIRE(rig.datapath.add_bridge("br1", 300, 8192));
+  for (const char* name : {"vm1", "vm2"}) {
+    PortSpec spec = rig.spec(name);
+    spec.bridge = "br1";
+    REQUIRE(rig.datapath.add_port(spec));
+  }
+  constexpr Mac kMany = 3000;  // more than are put back under one hold of the lock
+  for (Mac i = 0; i < kMany; ++i) REQUIRE(rig.datapath.fdb_set("br1", 7, kA + i, "vm1", FdbOwner::kLearned));
+  REQUIRE(rig.datapath.fdb_set("br1", 8, kB, "vm1", FdbOwner::kLearned));
+  REQUIRE(rig.datapath.fdb_set("br1", 8, kA, "vm2", FdbOwner::kLearned));
+  REQUIRE(rig.datapath.fdb_set("br1", 8, kB + 1, "vm2", FdbOwner::kStatic));
+  const auto groups = rig.datapath.fdb_learned("br1");
+  REQUIRE(groups);
+  REQUIRE(groups->size() == 3);
+  CHECK(groups->at(0).port == "vm1");
+  CHECK(groups->at(0).vlan == 7);
+  CHECK(groups->at(0).macs.size() == kMany);
+  CHECK(groups->at(1).macs == std::vector<Mac>{kB});
+  CHECK(groups->at(2).macs == std::vector<Mac>{kA});
+  CHECK(groups->at(2).port == "vm2");
+
+  REQUIRE(rig.datapath.fdb_flush("br1", nullptr, -1, -1));
+  REQUIRE(rig.datapath.fdb_set("br1", 7, kA + 1, "vm2", FdbOwner::kStatic));  // pinned since: stays
+  CHECK(*rig.datapath.fdb_restore("br1", groups->at(0)) == kMany - 1);
+  CHECK(*rig.datapath.fdb_restore("br1", {8, "vm2", 0, {kMacBroadcast, 0, kA}}) == 1);
+  CHECK(rig.datapath.fdb("br1", {.port = "vm2", .vlan = 7})->matched == 1);
+  CHECK(rig.datapath.fdb("br1", {.port = "vm1"})->matched == kMany - 1);
+  CHECK_FALSE(rig.datapath.fdb_restore("br1", {8, "vm9", 0, {kA}}));
+  CHECK_FALSE(rig.datapath.fdb_restore("br9", groups->at(0)));
 }
 
 TEST_CASE("datapath: explain names ports as people do") {
