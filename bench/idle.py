@@ -14,6 +14,7 @@ from bench.measure import FIRST_WARM_UP, on_switches
 from bench.numbers import median
 from bench.process import thread_times
 from bench.switches import Ours
+from bench.wake import wake_us
 
 FRAMES_A_SECOND = 20  # a worker sleeps for good after a millisecond without frames
 SETTLE_SECONDS = 1.0
@@ -25,6 +26,7 @@ class Idle:
     cpu_share: list[float]  # of one CPU, the whole process
     first_frame: list[dict[str, float]]  # percentiles, microseconds
     frames: int
+    wake_us: list[float]  # see bench.wake
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -33,11 +35,12 @@ class Idle:
                 name: round(median([one[name] for one in self.first_frame]), 1) for name in ("p50", "p99")
             },
             "first_frames": self.frames,
+            "wake_us": round(median(self.wake_us), 1),
         }
 
 
 def measure_idle(case: Case, switch: Ours, rounds: int, seconds: float) -> Idle:
-    result = Idle([], [], 0)
+    result = Idle([], [], 0, [])
     with on_switches(case, [switch], latency=True, one_way=True) as generators:
         generator = generators[switch.label]
         switch.resume()
@@ -49,6 +52,8 @@ def measure_idle(case: Case, switch: Ours, rounds: int, seconds: float) -> Idle:
             time.sleep(SETTLE_SECONDS)
             result.cpu_share.append(_cpu_share(switch, max(2.0, seconds)))
             result.first_frame.append(_first_frames(generator, max(2.0, seconds), result))
+            generator.rest()
+            result.wake_us.append(wake_us(FRAMES_A_SECOND * 2))
     return result
 
 

@@ -72,7 +72,8 @@ def other_rows(cases: Mapping[str, Any]) -> Iterator[str]:
             first = ours["first_frame_us"]
             yield (
                 f"- Idle: {ours['cpu_share']:.2%} of a CPU; first frame after a pause of 50 ms: "
-                f"p50 {first['p50']} us, p99 {first['p99']} us ({ours['first_frames']} frames)."
+                f"p50 {first['p50']} us, p99 {first['p99']} us ({ours['first_frames']} frames). "
+                f"A Python process that waits on an eventfd of that CPU woke after {ours['wake_us']} us."
             )
         if parse_case(name).kind == "disturb":
             for what, one in ours.items():
@@ -95,11 +96,21 @@ def target_rows(cases: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {target.what} | {bound} | {value:.3g} | {verdict} |"
 
 
+def builds_of(cases: Mapping[str, Any]) -> list[str]:
+    """Each build of ours that cases were measured with, the one of most cases first; of the others the cases, too."""
+    by_build: dict[str, list[str]] = {}
+    for name in ordered(cases):
+        by_build.setdefault(cases[name]["build"], []).append(name)
+    first, *others = sorted(by_build, key=lambda build: -len(by_build[build]))
+    return [first, *(f"{build} ({', '.join(by_build[build])})" for build in others)]
+
+
 def page(results: Mapping[str, Any], name: str, chart: bool) -> str:
     cases = results["cases"]
     lines = ["# Results", "", "Made by `python -m bench.report`; how to read it: [README](../README.md).", ""]
     lines += [f"- {key}: {value}" for key, value in sorted(results["machine"].items())]
-    lines += [f"- version of {key}: {value}" for key, value in sorted(results["versions"].items())]
+    lines += [f"- version of {key}: {value}" for key, value in sorted(results["versions"].items()) if key != "ours"]
+    lines += [f"- version of ours: {text}" for text in builds_of(cases)]
     noisy = sum(case[label].get("still_noisy_rounds", 0) for case in cases.values() for label in switches_of(case))
     again = sum(case[label].get("noisy_rounds", 0) for case in cases.values() for label in switches_of(case))
     lines += [
@@ -139,7 +150,7 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) != 1:
+    if len(given) != 1 or given[0].startswith("-"):
         print("usage: python -m bench.report bench/results/NAME.json", file=sys.stderr)
         return 2
     file = Path(given[0])

@@ -137,7 +137,8 @@ def measure(case: Case, switches: Sequence[Switch], rounds: int, seconds: float)
 def merge(file: Path, facts: dict[str, Any], results: dict[str, Any]) -> None:
     """Results of this run replace older ones of the same cases."""
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    known.update(facts)
+    versions = {**known.get("versions", {}), **facts.get("versions", {})}
+    known.update(facts, versions=versions)
     known.setdefault("cases", {}).update(results)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
@@ -167,6 +168,7 @@ def run(given: argparse.Namespace) -> int:
                 kept["rounds"], kept["seconds"] = given.rounds, given.seconds
                 facts = {"machine": machine.describe(tsc_hz)}
                 versions = {switch.label: switch.version() for switch in switches}
+                kept["build"] = versions.get("ours", "")  # a file may be filled in parts
                 merge(given.json, {**facts, "versions": versions}, {name: kept})
     return 1 if failed else 0
 

@@ -158,9 +158,14 @@ def test_many_addresses_and_idle_ports_are_told_against_the_plain_case(
 
 def test_results_of_several_runs_are_merged(tmp_path: Path) -> None:
     file = tmp_path / "results/all.json"
-    run.merge(file, {"machine": {"cpu": "old"}}, {"a": {"ours": 1}, "b": {"ours": 2}})
-    run.merge(file, {"machine": {"cpu": "new"}}, {"b": {"ours": 3}})
-    assert json.loads(file.read_text()) == {"machine": {"cpu": "new"}, "cases": {"a": {"ours": 1}, "b": {"ours": 3}}}
+    old = {"machine": {"cpu": "old"}, "versions": {"ours": "1", "ovs": "3"}}
+    run.merge(file, old, {"a": {"ours": 1}, "b": {"ours": 2}})
+    run.merge(file, {"machine": {"cpu": "new"}, "versions": {"ours": "2"}}, {"b": {"ours": 3}})
+    assert json.loads(file.read_text()) == {
+        "machine": {"cpu": "new"},
+        "versions": {"ours": "2", "ovs": "3"},
+        "cases": {"a": {"ours": 1}, "b": {"ours": 3}},
+    }
     assert list(file.parent.iterdir()) == [file]
 
 
