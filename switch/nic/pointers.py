@@ -35,6 +35,6 @@ def _first_field(verbs: Verbs, thing: Any) -> int:
     if base.__basicsize__ != BASE_BYTES or not isinstance(thing, base):
         raise NotBuilt(
             f"this version of pyverbs is not known (its objects begin with {base.__basicsize__} bytes instead of "
-            f"{BASE_BYTES}): install python3-pyverbs of a known rdma-core, 44 to 64"
+            f"{BASE_BYTES}): install python3-pyverbs of a known rdma-core, 44 to 65"
         )
     return int(ctypes.c_uint64.from_address(id(thing) + BASE_BYTES).value)
