@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from switch.cli.entry import Verb, complete_port
-from switch.cli.session import Session
+from switch.cli.session import Session, port_path
 
 TYPES = ("vhostuser", "virtiouser", "tap", "afpacket", "verbs", "vdpa", "vduse", "afxdp")
 
@@ -69,7 +69,7 @@ def request_of(options: dict[str, Any], vlan: dict[str, Any] | None = None) -> d
         request.pop("macs", None)
     if "macs" in request:
         request["macs"] = list(request["macs"])
-    if "socket" in request:
+    if request.get("socket"):  # an empty one is the daemon's to refuse, not this directory
         request["socket"] = str(Path(request["socket"]).absolute())
     if "rx_affinity" in request:
         request["rx_affinity"] = _affinity(request["rx_affinity"])
@@ -144,11 +144,11 @@ def set_port(session: Session, /, name: str, defaults: tuple[str, ...], **option
     """Change a port. What is not named stays. Only identity (socket, device, queues, ...) disturbs its frames."""
     vlan = None
     if options.get("vlan_trunk") is not None or options.get("vlan_native") is not None:
-        vlan = session.ask("GET", f"/v1/ports/{name}")["vlan"]
+        vlan = session.ask("GET", port_path(name))["vlan"]
     request = request_of(options, vlan) | {key.replace("-", "_"): None for key in defaults}
     if not request:
         raise click.UsageError("nothing to change: give at least one option", click.get_current_context())
-    data = session.ask("PATCH", f"/v1/ports/{name}", request)
+    data = session.ask("PATCH", port_path(name), request)
     session.answer(data, lambda: "\n".join(step["text"] for step in data["steps"]) or "nothing to change")
 
 
@@ -158,7 +158,7 @@ def set_port(session: Session, /, name: str, defaults: tuple[str, ...], **option
 @click.pass_obj
 def del_port(session: Session, name: str, missing_ok: bool) -> None:
     """Delete a port, its socket and the MAC addresses behind it."""
-    data = session.ask("DELETE", f"/v1/ports/{name}", missing_ok=missing_ok or None)
+    data = session.ask("DELETE", port_path(name), missing_ok=missing_ok or None)
     session.answer(data, lambda: "" if data["changed"] else f"there is no port {name}")
 
 

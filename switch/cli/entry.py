@@ -124,7 +124,7 @@ class Verbs(click.Group):
 
 
 @click.group(
-    cls=Verbs, lazy=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Verbs, lazy=VERBS, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version, help="Show the version."
@@ -141,6 +141,9 @@ def cli(context: click.Context) -> None:
     swctl plan switch.yaml && swctl apply switch.yaml
     """
     context.ensure_object(Session)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(1)
 
 
 def complete_port(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -171,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(session, str(error), "", body, plain=True)
     except SwitchError as error:
         return _fail(session, str(error), "", {"kind": "control"})
+    except UnicodeEncodeError as error:
+        return _fail(session, f"{error.object!r} is not text in UTF-8", "", {"kind": "usage"})
     except BrokenPipeError:
         # The reader left (`swctl ports | head`): nothing more to say, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from switch.cli.entry import Verbs, complete_port
@@ -11,21 +14,36 @@ from switch.cli.session import Session
 from switch.cli.table import Cell, duration, table
 
 
+def filters(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of `fdb show`, which `fdb` alone takes as well."""
+    for option in (
+        click.option("-n", "--limit", type=click.IntRange(0), default=0, help="At most so many (default: all)."),
+        click.option("--owner", type=click.Choice(["learned", "static", "external", "held"]),
+                     help="Only of this owner."),
+        click.option("--mac", help="Only this address."),
+        click.option("--vlan", type=click.IntRange(0, 4094), help="Only in this VLAN."),
+        click.option("--port", help="Only at this port.", shell_complete=complete_port),
+        click.option("--bridge", help="Only of this bridge."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 @click.group("fdb", cls=Verbs, invoke_without_command=True)
+@filters
 @click.pass_context
-def fdb(context: click.Context) -> None:
+def fdb(context: click.Context, /, **wanted: Any) -> None:
     """The MAC table. Alone: fdb show."""
-    if context.invoked_subcommand is None:
-        context.invoke(show)
+    verb = context.invoked_subcommand
+    if verb is None:
+        context.invoke(show, **wanted)
+    elif given := [f"--{name}" for name, value in wanted.items() if value]:
+        # `fdb --port vm1 flush` must not flush every port.
+        raise click.UsageError(f"{', '.join(given)} in front of {verb!r} says nothing: write it behind", context)
 
 
 @fdb.command("show")
-@click.option("--bridge", help="Only of this bridge.")
-@click.option("--port", help="Only at this port.", shell_complete=complete_port)
-@click.option("--vlan", type=click.IntRange(0, 4094), help="Only in this VLAN.")
-@click.option("--mac", help="Only this address.")
-@click.option("--owner", type=click.Choice(["learned", "static", "external", "held"]), help="Only of this owner.")
-@click.option("-n", "--limit", type=click.IntRange(0), default=0, help="At most so many (default: all).")
+@filters
 @click.pass_obj
 def show(session: Session, bridge: str | None = None, port: str | None = None, vlan: int | None = None,
          mac: str | None = None, owner: str | None = None, limit: int = 0) -> None:  # fmt: skip

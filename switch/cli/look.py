@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from switch.cli.entry import Verb, complete_port
-from switch.cli.session import Session
+from switch.cli.session import Session, port_path
 from switch.cli.table import Cell, duration, paint, pairs, percent, rate, table
 
 # What a person can do about a drop. Keys are the closed set of the core's reasons.
@@ -186,7 +186,7 @@ def ports(session: Session, quiet: bool) -> None:
 @click.pass_obj
 def port(session: Session, name: str) -> None:
     """Everything about one port; on top how far its set-up is and what to do."""
-    data = session.ask("GET", f"/v1/ports/{name}")
+    data = session.ask("GET", port_path(name))
     session.answer(data, lambda: port_text(data))
 
 
@@ -301,7 +301,7 @@ def explain(session: Session, name: str, frame: tuple[str, ...]) -> None:
     HEX is the frame's bytes, spaces and colons as you like; `-` reads it from standard input.
     """
     text = sys.stdin.read() if frame == ("-",) else " ".join(frame)
-    data = session.ask("POST", f"/v1/ports/{name}/explain", {"frame": text})
+    data = session.ask("POST", port_path(name, "/explain"), {"frame": text})
     session.answer(data, lambda: "\n".join(data["steps"]))
 
 

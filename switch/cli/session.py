@@ -39,25 +39,34 @@ class Session:
 
     def ask(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """The JSON answer. ControlError when there is none or it is an error. Queries that are None are left out."""
+        import http.client
+
         response, connection = self._send(method, path, body, query, TIMEOUT)
         try:
             data = response.read()
-        except OSError as error:
-            raise ControlError(f"switchd at {self.control} stopped answering: {error}; see its log") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._stopped(error) from error
         finally:
             connection.close()
         return self._decode(response.status, data)
 
     def stream(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """The objects of an NDJSON stream as they come; ends when the daemon stops."""
+        import http.client
+
         response, connection = self._send("GET", path, None, query, None)
         try:
             if response.status != 200:
                 self._decode(response.status, response.read())
             while line := response.readline():
                 yield json.loads(line)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: half a line, then the end
+            raise self._stopped(error) from error
         finally:
             connection.close()
+
+    def _stopped(self, error: Exception) -> ControlError:
+        return ControlError(f"switchd at {self.control} stopped answering: {error!r}; see its log")
 
     def _send(self, method: str, path: str, body: Any, query: Mapping[str, Any], timeout: float | None) -> Any:
         import http.client
@@ -120,6 +129,13 @@ class Session:
             click.echo(json.dumps(data, indent=2))
         elif shown := text():
             click.echo(shown)
+
+
+def port_path(name: str, below: str = "") -> str:
+    """The path of a port in the API. What cannot be part of a path is no port's name either."""
+    if not name or "/" in name:
+        raise ControlError(f"there is no port {name!r}: a name is letters, digits, '_', '.' and '-'; see swctl ports")
+    return f"/v1/ports/{name}{below}"
 
 
 def port_names(session: Session) -> list[str]:

@@ -229,6 +229,8 @@ def resolve_path(value: Any, directory: Path | None) -> str:
     text = _text("a path", value)
     if "\0" in text:
         raise ValueError("a path cannot hold a zero byte")
+    if not text.isprintable():
+        raise ValueError(f"{text!a} holds a character that cannot be shown, such as a line's end")
     if not text.startswith("/"):
         if directory is None:
             raise ValueError(f"{values.show(text)} is a relative path: write an absolute one, starting with /")

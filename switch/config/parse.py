@@ -57,7 +57,11 @@ def port_from_request(
     data = dict(request)
     if base is not None:
         before = base.model_dump(mode="json", exclude_defaults=True) | {"type": base.model_dump()["type"]}
-        data = {key: value for key, value in {**before, **data}.items() if value is not None}
+        data = {**before, **data}
+        # Null is "the default" of a key that exists; one that does not is left in, to be refused.
+        kind = data["type"]
+        known = PORT_KINDS[kind].model_fields if isinstance(kind, str) and kind in PORT_KINDS else {}
+        data = {key: value for key, value in data.items() if value is not None or key not in known}
     context = Context(machine or Machine.here(), None)
     try:
         port = _PORT.validate_python(data, context=context)

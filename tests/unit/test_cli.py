@@ -276,6 +276,16 @@ def test_the_log_level_is_changed(run: Run) -> None:
         (["add-port", "vhostusr", "x", "--socket", "/x"], "vhostuser"),
         (["port", "nobody"], "there is no port nobody"),
         (["add-port", "tap", "x", "--rx-affinity", "a:b"], "QUEUE:CPU"),
+        (["port", ""], "there is no port ''"),
+        (["port", "a/b"], "there is no port 'a/b'"),
+        (["del-port", "../vm1"], "there is no port '../vm1'"),
+        (["port", "vm\udcff"], "not text in UTF-8"),  # the byte 0xff, as it arrives in an argument
+        (["fdb", "--mac", "\udcff"], "not text in UTF-8"),
+        (["set-port", "vm1", "--default", "vlans"], "did you mean 'vlan'"),
+        (["set-port", "vm1", "--default", "device"], "not a key of type 'vhostuser'"),
+        (["add-port", "vhostuser", "x", "--socket", ""], "cannot be empty"),
+        (["add-port", "vhostuser", "x", "--socket", "/x\nfake line"], "cannot be shown"),
+        (["fdb", "--port", "vm1", "flush"], "write it behind"),
     ],
 )
 def test_a_mistake_ends_with_1_and_a_line_that_helps(run: Run, arguments: list[str], words: str) -> None:
@@ -283,6 +293,45 @@ def test_a_mistake_ends_with_1_and_a_line_that_helps(run: Run, arguments: list[s
     assert (status, text) == (1, "")
     assert words in errors
     assert len(errors.splitlines()) <= 2
+
+
+def test_no_verb_shows_the_help(run: Run) -> None:
+    status, text, errors = run()
+    assert (status, errors) == (1, "")
+    assert text.startswith("Usage: swctl")
+
+
+def test_the_mac_table_takes_its_filters_with_and_without_show(api: Service, ask: Callable[..., Any]) -> None:
+    api.datapath.fdb_set("br0", 10, 2, "vm1", "static")
+    api.datapath.fdb_set("br0", 0, 4, "vm2", "static")
+    for filters, found in ((["--port", "vm1"], ["vm1"]), (["--vlan", "0"], ["vm2"]), (["--owner", "held"], []),
+                           (["--mac", "00:00:00:00:00:02"], ["vm1"]), (["--bridge", "br0", "-n", "1"], ["vm2"])):  # fmt: skip
+        for verb in (["fdb"], ["fdb", "show"]):
+            assert [flow["port"] for flow in ask(*verb, *filters)["flows"]] == found, (verb, filters)
+
+
+@pytest.mark.parametrize("verb", [["ports"], ["events", "--follow"]])
+def test_a_daemon_that_dies_while_it_answers_is_an_error_with_a_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    import socket
+
+    def die(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        connection.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{"half')
+        connection.close()
+
+    path = folder / "dying.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        dying = threading.Thread(target=die, args=(listener,))
+        dying.start()
+        status = main(["--control", str(path), *verb])
+        dying.join()
+    assert status == 1
+    assert f"switchd at {path} stopped answering" in capsys.readouterr().err
 
 
 def test_no_daemon_is_named_with_how_to_start_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
