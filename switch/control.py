@@ -9,6 +9,8 @@ A configuration file names ports; people and tools add others beside it. Applyin
 the file says, removes the ports that an earlier file named and this one does not, and leaves alone what was added at
 run time, unless `exact` is asked for. What differs from the daemon's own file is kept in the state file for the next
 start.
+
+Why so long: every command takes the same lock and works on the same State.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from switch.datapath import Datapath, DatapathOptions, Event, PortSpec
 from switch.errors import PortError, SwitchError
 from switch.events import EventLog
 from switch.learning import Damping, Flow, Learning
-from switch.merge import as_config, check_shared, merge, section_changes, with_flows
+from switch.merge import Before, as_config, check_shared, merge, section_changes, with_flows
 from switch.metrics import ControlFacts
 from switch.plan import (
     AddPort,
     Change,
+    DelFlow,
     DelPort,
     ReplacePort,
+    SetFlow,
     SetPort,
     State,
     StaticFlow,
@@ -55,16 +59,6 @@ class Missing(SwitchError):
 
 class Exists(SwitchError):
     """What was to be added exists already, and differs."""
-
-
-@dataclass(slots=True)
-class Before:
-    """What rollback returns to."""
-
-    state: State
-    config: Config
-    origin: dict[str, str]
-    deadline: float = 0.0  # wall clock; 0: no automatic rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +100,7 @@ class Control:
         self.pending_restart: list[Change] = []
         self._state_file = state_file
         self._save_failed = False
+        self.changed = asyncio.Event()  # something that a restart must not forget; the saver clears it
         self._base = config.state(self.machine)  # what the daemon's own file says
         self._origin: dict[str, str] = {}  # port -> "file" or "runtime"
         self._started_with = config  # what a restart would be needed to change
@@ -236,6 +231,7 @@ class Control:
             wanted = replace(running, ports=(*running.ports, spec), flows=with_flows(running.flows, flows))
             await self._carry_out(plan(running, wanted))
             self._origin[spec.name] = "runtime"
+            self._came_or_went(spec.name)
         return True
 
     async def set_port(self, name: str, request: Mapping[str, Any]) -> list[Step]:
@@ -267,14 +263,19 @@ class Control:
             self.spec(name)
             await self._carry_out([DelPort(name)])
             self._origin.pop(name, None)
+            self._came_or_went(name)
         return True
+
+    def _came_or_went(self, name: str) -> None:
+        if self._before:
+            self._before.since.add(name)
 
     def _bridge_of(self, name: str | None) -> str:
         bridges = list(self.reconciler.bridges)
         if name is None and len(bridges) == 1:
             return bridges[0]
         if name is None:
-            raise PortError("", f"give a bridge: there are {', '.join(bridges)}")
+            raise SwitchError(f"name a bridge: there are {', '.join(bridges)}")
         if name not in bridges:
             raise Missing(f"there is no bridge {name}; bridges are: {', '.join(bridges)}")
         return name
@@ -286,11 +287,31 @@ class Control:
         check_shared([port for port in self.reconciler.ports.values() if port.name != spec.name], [spec])
 
     async def _carry_out(self, steps: Sequence[Step]) -> None:
-        """Apply steps in a thread, and let learning know which ports came and went."""
+        """Apply steps in a thread, let learning know which ports came and went, and note what was done."""
+        work = asyncio.ensure_future(asyncio.to_thread(self.reconciler.apply, steps))
         try:
-            await asyncio.to_thread(self.reconciler.apply, steps)
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The daemon stops: the thread cannot be called back, and nobody else may change anything before it is done.
+            await asyncio.wait({work})
+            raise
+        except SwitchError as error:
+            self._note("config_refused", detail=str(error))
+            raise
         finally:
             self._settle(steps)
+            self.changed.set()
+        for step in steps:
+            if isinstance(step, AddPort | ReplacePort | SetPort | DelPort):
+                self._note("config_changed", port=step.subject, detail=step.describe())
+            elif not isinstance(step, SetFlow | DelFlow):
+                self._note("config_changed", detail=step.describe())
+        if pins := sum(isinstance(step, SetFlow | DelFlow) for step in steps):
+            self._note("config_changed", detail=f"{pins} static addresses set or removed")
+
+    def _note(self, kind: str, *, bridge: str = "", port: str = "", vlan: int = 0, mac: int = 0, detail: str) -> None:
+        """A line for `swctl events`: what changed lately."""
+        self.events.append([Event(time.time(), kind, bridge=bridge, port=port, vlan=vlan, mac=mac, detail=detail)])
 
     def _settle(self, steps: Sequence[Step]) -> None:
         running = self.reconciler.ports
@@ -303,35 +324,48 @@ class Control:
         for bridge in {key[0] for key in self.learning.held} | {flow.bridge for flow in self.learning.flows}:
             if bridge not in self.reconciler.bridges:
                 self.learning.bridge_deleted(bridge)
-        for step in steps:
-            if isinstance(step, AddPort | ReplacePort | SetPort | DelPort):
-                self.events.append([Event(time.time(), "config_changed", port=step.subject, detail=step.describe())])
 
     # ---- flows ----
 
-    def add_flow(self, flow: Flow) -> None:
-        self._known_bridge(flow.bridge)
-        if flow.port:
-            spec = self.spec(flow.port)
-            if spec.bridge != flow.bridge:
-                raise Missing(f"port {flow.port} is in bridge {spec.bridge}, not in {flow.bridge}")
-        self.learning.add(flow)
+    # Under the lock: a thread that applies a file meanwhile goes over the same flows.
 
-    def delete_flow(self, bridge: str, vlan: int, mac: int) -> bool:
-        self._known_bridge(bridge)
-        self.reconciler.forget_flow((bridge, vlan, mac))
-        return self.learning.delete(bridge, vlan, mac)
+    async def add_flow(self, flow: Flow) -> None:
+        async with self._lock:
+            self._known_bridge(flow.bridge)
+            if flow.port:
+                spec = self.spec(flow.port)
+                if spec.bridge != flow.bridge:
+                    raise Missing(f"port {flow.port} is in bridge {spec.bridge}, not in {flow.bridge}")
+            self.learning.add(flow)
+            self.changed.set()
+            what = f"{flow.owner} address" if flow.port else "frames to this address are dropped"
+            self._note("config_changed", bridge=flow.bridge, port=flow.port, vlan=flow.vlan, mac=flow.mac, detail=what)
 
-    def flush(self, bridge: str | None, port: str | None, vlan: int | None, owner: str | None) -> int:
-        if port is not None:
-            bridge = self.spec(port).bridge if bridge is None else bridge
-        bridges = [self._known_bridge(bridge)] if bridge else list(self.reconciler.bridges)
-        count = sum(self.learning.flush(name, port, vlan, owner) for name in bridges)
-        if owner == "static":
-            for flow in self.reconciler.running.flows:
-                if flow.bridge in bridges and port in (None, flow.port) and vlan in (None, flow.vlan):
-                    self.reconciler.forget_flow((flow.bridge, flow.vlan, flow.mac))
-        return count
+    async def delete_flow(self, bridge: str, vlan: int, mac: int) -> bool:
+        async with self._lock:
+            self._known_bridge(bridge)
+            self.reconciler.forget_flow((bridge, vlan, mac))
+            gone = self.learning.delete(bridge, vlan, mac)
+            if gone:
+                self.changed.set()
+                self._note("config_changed", bridge=bridge, vlan=vlan, mac=mac, detail="address deleted by hand")
+            return gone
+
+    async def flush(self, bridge: str | None, port: str | None, vlan: int | None, owner: str | None) -> int:
+        async with self._lock:
+            if port is not None:
+                bridge = self.spec(port).bridge if bridge is None else bridge
+            bridges = [self._known_bridge(bridge)] if bridge else list(self.reconciler.bridges)
+            count = sum(self.learning.flush(name, port, vlan, owner) for name in bridges)
+            if owner == "static":
+                for flow in self.reconciler.running.flows:
+                    if flow.bridge in bridges and port in (None, flow.port) and vlan in (None, flow.vlan):
+                        self.reconciler.forget_flow((flow.bridge, flow.vlan, flow.mac))
+            self.changed.set()
+            where = f"in bridge {', '.join(bridges)}" + (f", VLAN {vlan}" if vlan is not None else "")
+            self._note("config_changed", port=port or "", detail=f"{count} {owner or 'learned and held'} addresses "
+                       f"flushed {where}")  # fmt: skip
+            return count
 
     def only_bridge(self, bridge: str | None) -> str:
         """`bridge`, or the only one there is."""
@@ -351,11 +385,13 @@ class Control:
         """What `apply` would do. ConfigError when the file cannot stand beside what was added at run time."""
         runtime = frozenset() if exact else {name for name, origin in self._origin.items() if origin == "runtime"}
         wanted, kept = merge(self.reconciler.running, config.state(self.machine), runtime)
-        restart = [
+        return Planned(plan(self.reconciler.running, wanted), self._restart_changes(config), kept)
+
+    def _restart_changes(self, config: Config) -> list[Change]:
+        return [
             *options_changes(self.options, config.datapath_options(self.machine)),
             *section_changes(self._started_with, config),
         ]
-        return Planned(plan(self.reconciler.running, wanted), restart, kept)
 
     async def apply(
         self, config: Config, *, path: Path | None = None, exact: bool = False, confirm: float = 0.0
@@ -363,21 +399,34 @@ class Control:
         """Make the running switch be as the file says. All or nothing; sets the metrics either way. With `confirm`
         seconds it is undone by itself unless confirmed in time."""
         async with self._lock:
+            waits = self._before if self._before and self._before.deadline else None
             try:
                 planned = self.plan(config, exact=exact)
-                before = Before(self.reconciler.running, self.config, dict(self._origin))
+                if waits and planned.steps and not confirm:
+                    raise SwitchError(
+                        "the configuration applied before still waits to be confirmed: `swctl confirm` or "
+                        "`swctl rollback` first, or apply this one with --confirm as well"
+                    )
+            except SwitchError as error:
+                self.refused(error)
+                raise
+            before = waits or Before(self.reconciler.running, self.config, dict(self._origin))
+            try:
                 await self._carry_out(planned.steps)
             except SwitchError:
-                self.apply_success = False
+                self.refused()  # it is noted already
                 raise
             self._applied(config, planned)
-            self._cancel_rollback()
-            self._before = before
             if path is not None and _same_file(path, self.path):
                 self._base = config.state(self.machine)
+            if planned.steps or confirm:  # otherwise what rollback returns to stays what it was
+                self._cancel_rollback()
+                self._before = before
+                name = str(path or "a configuration")
+                self._note("config_applied", detail=f"{name}: {len(planned.steps)} changes")
             if confirm:
                 before.deadline = time.time() + confirm
-                self._rollback = asyncio.create_task(self._expire(confirm))
+                self._rollback = asyncio.create_task(self._expire(before, confirm))
         await self.save()
         return planned
 
@@ -396,9 +445,11 @@ class Control:
         """SIGHUP: the daemon's own file was read again."""
         return await self.apply(config, path=self.path)
 
-    def refused(self) -> None:
+    def refused(self, error: Exception | None = None) -> None:
         """A configuration could not even be read."""
         self.apply_success = False
+        if error:
+            self._note("config_refused", detail=str(error).splitlines()[0] if str(error) else repr(error))
 
     @property
     def confirm_deadline(self) -> float | None:
@@ -417,26 +468,44 @@ class Control:
         async with self._lock:
             if self._before is None:
                 raise Missing("there is nothing to go back to: no configuration was applied since the start")
-            before, self._before = self._before, None
-            self._cancel_rollback()
-            steps = plan(self.reconciler.running, before.state)
-            await self._carry_out(steps)
-            self.config, self._origin = before.config, before.origin
-            self.pending_restart = []
-            self.learning.set_damping(_damping(before.config))
-            self.apply_time = time.time()
+            steps = await self._go_back(self._before)
         await self.save()
         return steps
 
-    async def _expire(self, seconds: float) -> None:
+    async def _go_back(self, before: Before) -> list[Step]:
+        """Under the lock. When it fails, it can be tried again."""
+        running = self.reconciler.running
+        wanted = before.wanted(running)
+        steps = plan(running, wanted)
+        await self._carry_out(steps)
+        self._cancel_rollback()
+        self._before = None
+        self._origin = {
+            port.name: (self._origin if port.name in before.since else before.origin).get(port.name, "runtime")
+            for port in wanted.ports
+        }
+        self.config = before.config
+        self.pending_restart = self._restart_changes(before.config)
+        self.learning.set_damping(_damping(before.config))
+        self.apply_success = True
+        self.apply_time = time.time()
+        self._note("config_rolled_back", detail=f"{len(steps)} changes")
+        return steps
+
+    async def _expire(self, before: Before, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        self._rollback = None  # so that rollback does not cancel this very task
-        log.warning("the applied configuration was not confirmed in time: going back to the one before")
-        try:
-            await self.rollback()
-        except SwitchError as error:
-            log.error("cannot go back: %s", error)
-            self.apply_success = False
+        async with self._lock:
+            if self._before is not before or not before.deadline:
+                return  # confirmed, or gone back from, while this waited for another change to end
+            self._rollback = None  # so that going back does not cancel this very task
+            before.deadline = 0.0
+            log.warning("the applied configuration was not confirmed in time: going back to the one before")
+            try:
+                await self._go_back(before)
+            except SwitchError as error:
+                log.error("cannot go back: %s; `swctl rollback` tries again", error)
+                self.apply_success = False
+        await self.save()
 
     def _cancel_rollback(self) -> None:
         if self._rollback:

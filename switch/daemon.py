@@ -120,6 +120,7 @@ class Daemon:
         self._notifier = Notifier()
         self._stop = asyncio.Event()
         self._jobs: set[asyncio.Task[Any]] = set()
+        self._reloading = asyncio.Lock()
 
     async def run(self) -> int:
         """Start, serve until told to stop, stop. SwitchError when it could not start."""
@@ -183,7 +184,7 @@ class Daemon:
         self._job(_every(1.0, nics.tick, "looking after NICs"))
         self._job(_every(1.0, control.tick, "ageing"))
         self._job(_every(SAMPLE_INTERVAL, control.sample, "sampling"))
-        self._job(self._saves(control.save))
+        self._job(self._saves(control.save, control.changed))
         if interval := Notifier.watchdog_interval():
             self._job(_every(interval, lambda: self._notifier.send("WATCHDOG=1"), "watchdog"))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self._reload(control)))
@@ -217,31 +218,45 @@ class Daemon:
             _count(len(options.workers), "worker"), cpus, options.polling, self._config.control.socket, url,
         )  # fmt: skip
 
-    async def _saves(self, save: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _saves(self, save: Callable[[], Coroutine[Any, Any, None]], changed: asyncio.Event) -> None:
         """A large MAC table takes a while to write: saving never takes more than a few percent of the time."""
         loop = asyncio.get_running_loop()
-        pause = SAVE_INTERVAL
+        least = 0.0
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(least)
+            # What somebody changed is saved at once, for a daemon that is killed; what was learned can wait.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), SAVE_INTERVAL)
+            changed.clear()
             began = loop.time()
-            await save()
-            pause = max(SAVE_INTERVAL, 30 * (loop.time() - began))
+            try:
+                await save()
+            except Exception:
+                log.exception("saving the state failed; it is tried again")
+            least = 30 * (loop.time() - began)
 
     async def _reload(self, control: Any) -> None:
         """SIGHUP. A file with faults, or one that cannot be applied, changes nothing."""
+        async with self._reloading:  # one after the other: the file as it was last read is what stays
+            await self._read_again(control)
+
+    async def _read_again(self, control: Any) -> None:
         log.info("reading %s again", self._path)
         self._notifier.send("RELOADING=1")
         try:
             config = await asyncio.to_thread(load_config, self._path, self._machine)
             planned = await control.reload(config)
         except ConfigError as error:
-            control.refused()
+            control.refused(error)
             for fault in error.faults:
                 log.error("%s", fault)
             log.error("%s has %s: nothing was changed", self._path, _count(len(error.faults), "fault"))
         except (SwitchError, OSError) as error:
             control.refused()
             log.error("%s was not applied: %s", self._path, error)
+        except Exception:
+            control.refused()
+            log.exception("%s was not applied", self._path)
         else:
             log.info("%s applied: %s", self._path, _count(len(planned.steps), "change"))
             for change in planned.restart:

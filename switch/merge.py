@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from switch.config import Config, port_from_spec
 from switch.config.models import BridgeSection, StaticSection
@@ -12,6 +13,32 @@ from switch.errors import ConfigError, Fault, PortError
 from switch.plan import Change, State, StaticFlow
 
 _AT_START_ONLY = (("control", ("socket", "mode", "group")), ("metrics", ("listen",)), ("switch", ("state_dir",)))
+
+
+@dataclass(slots=True)
+class Before:
+    """What rollback returns to."""
+
+    state: State
+    config: Config
+    origin: dict[str, str]
+    deadline: float = 0.0  # wall clock; 0: no automatic rollback
+    since: set[str] = field(default_factory=set)  # ports added or deleted by hand afterwards
+
+    def wanted(self, running: State) -> State:
+        """The state before, except that what somebody added or deleted by hand since stays so: a guest that came after
+        the apply must not lose its port. PortError when both cannot stand together."""
+        ports = [port for port in self.state.ports if port.name not in self.since]
+        stay = [port for port in running.ports if port.name in self.since]
+        check_shared(stay, ports)
+        bridges = {bridge.name for bridge in self.state.bridges}
+        homes = {port.bridge for port in stay} - bridges
+        flows = [flow for flow in self.state.flows if flow.port not in self.since]
+        return State(
+            (*self.state.bridges, *(bridge for bridge in running.bridges if bridge.name in homes)),
+            (*ports, *stay),
+            with_flows(flows, [flow for flow in running.flows if flow.port in self.since]),
+        )
 
 
 def merge(running: State, wanted: State, runtime: Collection[str]) -> tuple[State, list[str]]:

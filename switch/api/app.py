@@ -158,7 +158,7 @@ def _flows(app: FastAPI, control: Control) -> None:
     async def add_flow(request: models.FlowRequest) -> models.FlowShape:
         bridge = request.bridge or (control.spec(request.port).bridge if request.port else control.only_bridge(None))
         flow = Flow(bridge, request.vlan, _mac(request.mac), request.port, request.owner)
-        control.add_flow(flow)
+        await control.add_flow(flow)
         return models.FlowShape(
             bridge=bridge, vlan=flow.vlan, mac=format_mac(flow.mac), port=flow.port, owner=flow.owner, age=0
         )
@@ -168,14 +168,14 @@ def _flows(app: FastAPI, control: Control) -> None:
         mac: str, vlan: Annotated[int, Query(ge=0, le=4094)] = 0, bridge: str | None = None, missing_ok: bool = False
     ) -> models.ChangedShape:
         name, value = control.only_bridge(bridge), _mac(mac)
-        gone = control.delete_flow(name, vlan, value)
+        gone = await control.delete_flow(name, vlan, value)
         if not gone and not missing_ok:
             raise Missing(f"there is no entry for {format_mac(value)} in VLAN {vlan} of bridge {name}")
         return models.ChangedShape(changed=gone)
 
     @app.post("/v1/fdb/flush", summary="Remove learned entries", tags=["fdb"])
     async def flush(request: Annotated[models.FlushRequest, Body()]) -> models.CountShape:
-        return models.CountShape(count=control.flush(request.bridge, request.port, request.vlan, request.owner))
+        return models.CountShape(count=await control.flush(request.bridge, request.port, request.vlan, request.owner))
 
     @app.get("/v1/fdb/stats", summary="Counts and limits of the MAC tables", tags=["fdb"])
     async def flow_stats() -> models.BridgesShape:
@@ -211,8 +211,8 @@ def _config(app: FastAPI, control: Control) -> None:
     async def apply(request: models.ApplyText) -> models.PlanShape:
         try:
             config = control.parse(request.text, request.path)
-        except ConfigError:
-            control.refused()
+        except ConfigError as error:
+            control.refused(error)
             raise
         planned = await control.apply(config, path=Path(request.path), exact=request.exact, confirm=request.confirm)
         return models.PlanShape(

@@ -124,7 +124,8 @@ class Verbs(click.Group):
 
 
 @click.group(
-    cls=Verbs, lazy=VERBS, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Verbs, lazy=VERBS, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version, help="Show the version."

@@ -304,8 +304,13 @@ def test_no_verb_shows_the_help(run: Run) -> None:
 def test_the_mac_table_takes_its_filters_with_and_without_show(api: Service, ask: Callable[..., Any]) -> None:
     api.datapath.fdb_set("br0", 10, 2, "vm1", "static")
     api.datapath.fdb_set("br0", 0, 4, "vm2", "static")
-    for filters, found in ((["--port", "vm1"], ["vm1"]), (["--vlan", "0"], ["vm2"]), (["--owner", "held"], []),
-                           (["--mac", "00:00:00:00:00:02"], ["vm1"]), (["--bridge", "br0", "-n", "1"], ["vm2"])):  # fmt: skip
+    for filters, found in (
+        (["--port", "vm1"], ["vm1"]),
+        (["--vlan", "0"], ["vm2"]),
+        (["--owner", "held"], []),
+        (["--mac", "00:00:00:00:00:02"], ["vm1"]),
+        (["--bridge", "br0", "-n", "1"], ["vm2"]),
+    ):
         for verb in (["fdb"], ["fdb", "show"]):
             assert [flow["port"] for flow in ask(*verb, *filters)["flows"]] == found, (verb, filters)
 

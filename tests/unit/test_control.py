@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -171,6 +172,141 @@ def test_a_confirmed_apply_stays_and_can_be_rolled_back(folder: Path) -> None:
     run(scenario())
 
 
+def test_what_came_or_went_by_hand_is_not_rolled_back(folder: Path) -> None:
+    text = config_text(folder, f"  - {{name: vm8, type: vhostuser, socket: {folder}/vm8.sock}}\n")
+
+    async def scenario() -> None:
+        control = make_control(folder, text=text)
+        await control.add_port(request(folder, "early"))
+        await control.apply(control.parse(text.replace("10", "12"), "/x/y.yaml"))
+        await control.add_port(request(folder, "late", macs=["52:54:00:00:00:07"]))
+        await control.del_port("vm8")
+        await control.del_port("early")
+        await control.rollback()
+        specs = memory(control).specs
+        assert specs["vm1"].vlan.access == 10
+        assert set(specs) == {"vm1", "vm2", "late"}
+        assert control.origin("late") == "runtime"
+        assert memory(control).flows["br0", 0, 0x525400000007].port == "late"
+
+    run(scenario())
+
+
+def test_a_rollback_that_fails_can_be_tried_again(folder: Path) -> None:
+    async def scenario() -> None:
+        control = make_control(folder)
+        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"))
+        memory(control).refuse = {"vm1": "busy"}
+        with pytest.raises(SwitchError, match="busy"):
+            await control.rollback()
+        memory(control).refuse = {}
+        await control.rollback()
+        assert memory(control).specs["vm1"].vlan.access == 10
+
+    run(scenario())
+
+
+def test_applying_what_runs_keeps_the_way_back_and_the_timer(folder: Path) -> None:
+    async def scenario() -> None:
+        control = make_control(folder)
+        changed = control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml")
+        await control.apply(changed, confirm=60)
+        assert not (await control.apply(changed)).steps
+        assert control.confirm_deadline is not None
+        await control.rollback()
+        assert memory(control).specs["vm1"].vlan.access == 10
+
+    run(scenario())
+
+
+def test_while_one_apply_waits_another_must_wait_as_well(folder: Path) -> None:
+    async def scenario() -> None:
+        control = make_control(folder)
+        first, second = (control.parse(config_text(folder).replace("10", vid), "/x/y.yaml") for vid in ("12", "13"))
+        await control.apply(first, confirm=60)
+        with pytest.raises(SwitchError, match="swctl confirm"):
+            await control.apply(second)
+        assert memory(control).specs["vm1"].vlan.access == 12
+        await control.apply(second, confirm=60)  # the way back is still to what was confirmed
+        await control.rollback()
+        assert memory(control).specs["vm1"].vlan.access == 10
+        assert control.confirm_deadline is None
+
+    run(scenario())
+
+
+def test_a_timer_that_ends_during_another_change_undoes_only_its_own(folder: Path) -> None:
+    async def scenario() -> None:
+        control = make_control(folder)
+        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"), confirm=0.01)
+        async with control._lock:
+            await asyncio.sleep(0.05)  # the time is over, and the timer waits for us
+            control.confirm()
+        await asyncio.sleep(0.05)
+        assert memory(control).specs["vm1"].vlan.access == 12
+
+    run(scenario())
+
+
+def test_a_rollback_says_again_what_needs_a_restart(folder: Path) -> None:
+    control = make_control(folder)
+    other = config_text(folder).replace("cpu: 2", "cpu: 3")
+    run(control.apply(control.parse(other, "/x/y.yaml")))
+    run(control.apply(control.parse(other.replace("10", "12"), "/x/y.yaml")))
+    run(control.rollback())
+    assert [change.field for change in control.pending_restart] == ["switch.workers"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        (lambda control, folder: control.add_port(request(folder)), ["config_changed"]),
+        (lambda control, folder: control.add_port(request(folder, "vm8")), ["config_refused"]),
+        (lambda control, folder: control.add_flow(Flow("br0", 10, MAC, "vm1")), ["config_changed"]),
+        (lambda control, folder: control.delete_flow("br0", 10, MAC), []),
+        (lambda control, folder: control.flush("br0", None, None, None), ["config_changed"]),
+        (lambda control, folder: control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml")),
+         ["config_changed", "config_applied"]),
+        (lambda control, folder: control.apply(control.parse(
+            config_text(folder, f"  - {{name: vm8, type: vhostuser, socket: {folder}/vm8.sock}}\n"), "/x/y.yaml")),
+         ["config_refused"]),
+    ],
+    ids=["add", "add refused", "pin", "unpin nothing", "flush", "apply", "apply refused"],
+)  # fmt: skip
+def test_events_tell_what_changed_and_only_that(folder: Path, change: Any, kinds: list[str]) -> None:
+    control = make_control(folder)
+    memory(control).refuse = {"vm8": "no memory"}
+    with contextlib.suppress(SwitchError):
+        run(change(control, folder))
+    assert [record.event.kind for record in control.events.recent(kind="config")] == kinds
+
+
+def test_a_change_holds_the_lock_until_its_thread_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    async def scenario() -> None:
+        control = make_control(folder)
+        apply = control.reconciler.apply
+
+        def slow(steps: Any) -> None:
+            entered.set()
+            assert leave.wait(10)
+            apply(steps)
+
+        monkeypatch.setattr(control.reconciler, "apply", slow)
+        adding = asyncio.create_task(control.add_port(request(folder)))
+        await asyncio.to_thread(entered.wait, 10)
+        adding.cancel()  # as the server does when the daemon stops
+        await asyncio.sleep(0.01)
+        assert control._lock.locked()
+        leave.set()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        assert "vm7" in memory(control).specs
+
+    run(scenario())
+
+
 def restarted(folder: Path, control: Control, text: str = "") -> Control:
     """The next run of the daemon: the same state file, the file of then."""
     run(control.save(force=True))
@@ -183,7 +319,7 @@ def test_a_restart_keeps_what_was_changed_beside_the_file(folder: Path) -> None:
     run(control.add_port(request(folder, macs=["52:54:00:00:00:07"])))
     run(control.set_port("vm1", {"isolated": True}))
     run(control.del_port("vm2"))
-    control.add_flow(Flow("br0", 10, MAC, "vm1", "external"))
+    run(control.add_flow(Flow("br0", 10, MAC, "vm1", "external")))
     memory(control).fdb_set("br0", 10, MAC + 1, "vm1", "learned")
     after = restarted(folder, control)
     assert set(memory(after).specs) == {"vm1", "vm7"}
@@ -248,7 +384,7 @@ def test_applying_another_file_survives_a_restart(folder: Path) -> None:
 def test_the_running_configuration_reads_back_as_what_runs(folder: Path) -> None:
     control = make_control(folder)
     run(control.add_port(request(folder, vlan={"trunk": [10, 20], "native": 10}, macs=["52:54:00:00:00:07"])))
-    control.add_flow(Flow("br0", 10, MAC, "vm1"))
+    run(control.add_flow(Flow("br0", 10, MAC, "vm1")))
     config = parse_config(control.running_yaml(), "running", folder, MACHINE)
     assert config.state(MACHINE).ports == control.reconciler.running.ports
     assert {flow.mac for flow in config.static_flows()} == {MAC, 0x525400000007}
@@ -267,16 +403,16 @@ def test_events_reach_learning_and_the_log(folder: Path) -> None:
 def test_flushing_by_port_finds_its_bridge_and_unknown_names_are_refused(folder: Path) -> None:
     control = make_control(folder)
     memory(control).fdb_set("br0", 10, MAC, "vm1", "learned")
-    assert control.flush(None, "vm1", None, None) == 1
+    assert run(control.flush(None, "vm1", None, None)) == 1
     with pytest.raises(Missing, match="br9"):
-        control.flush("br9", None, None, None)
+        run(control.flush("br9", None, None, None))
     with pytest.raises(Missing, match="vm9"):
-        control.add_flow(Flow("br0", 0, MAC, "vm9"))
+        run(control.add_flow(Flow("br0", 0, MAC, "vm9")))
 
 
 def test_flows_of_a_deleted_port_do_not_come_back(folder: Path) -> None:
     control = make_control(folder)
-    control.add_flow(Flow("br0", 10, MAC, "vm1"))
+    run(control.add_flow(Flow("br0", 10, MAC, "vm1")))
     run(control.del_port("vm1"))
     assert control.learning.flows == []
     assert control.snapshot().flows == []
@@ -284,7 +420,7 @@ def test_flows_of_a_deleted_port_do_not_come_back(folder: Path) -> None:
 
 def test_a_replaced_port_keeps_its_flows(folder: Path) -> None:
     control = make_control(folder)
-    control.add_flow(Flow("br0", 10, MAC, "vm1"))
+    run(control.add_flow(Flow("br0", 10, MAC, "vm1")))
     run(control.set_port("vm1", {"queues": 4}))
     assert memory(control).flows["br0", 10, MAC] == FdbEntry("br0", 10, MAC, "vm1", "static", 0)
     assert isinstance(memory(control).specs["vm1"], PortSpec)

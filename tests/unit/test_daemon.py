@@ -9,17 +9,22 @@ import os
 import signal
 import socket
 import stat
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from switch import daemon
 from switch.api.sockets import claim_socket
-from switch.config import parse_config
+from switch.config import Config, Machine, load_config, parse_config
 from switch.daemon import Daemon, leave_worker_cpus, main
 from switch.datapath import DatapathOptions
 from switch.errors import SwitchError
 from switch.notify import Notifier
+from switch.state import StateFile
 from tests.support.daemon import MACHINE, config_text
 from tests.support.memory_datapath import MemoryDatapath
 
@@ -98,6 +103,63 @@ def test_sighup_applies_the_file_and_a_bad_one_changes_nothing(folder: Path) -> 
             writer.close()
         assert set(run.datapath.specs) == {"vm1", "vm2"}
 
+    assert live(run, scenario) == 0
+
+
+def test_of_two_reloads_the_later_file_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(folder)
+    read = threading.Event()
+    loads: list[int] = []
+
+    def slow_at_first(path: Path, machine: Machine) -> Config:
+        config = load_config(path, machine)
+        loads.append(config.ports[0].vlan.access or 0)
+        if len(loads) == 1:
+            read.set()
+            time.sleep(0.2)  # a large file
+        return config
+
+    monkeypatch.setattr("switch.daemon.load_config", slow_at_first)
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        for vid in (11, 12):
+            run.path.write_text(config_text(folder).replace("access: 10", f"access: {vid}"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(read.is_set, task)
+        await until(lambda: len(loads) == 2 and not run.daemon._reloading.locked(), task)
+        assert run.datapath.specs["vm1"].vlan.access == 12
+
+    assert live(run, scenario) == 0
+
+
+def test_a_change_is_saved_at_once_and_after_a_failure_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(folder)
+    state = folder / "control.sock.state.json"
+    original = StateFile.save
+    failed = threading.Event()
+
+    def save(self: StateFile, *arguments: Any, **more: Any) -> bool:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("never foreseen")
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(StateFile, "save", save)
+
+    async def ask(method: str, path: str, body: str = "") -> None:
+        reader, writer = await asyncio.open_unix_connection(str(folder / "control.sock"))
+        head = f"{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write((head + body).encode())
+        assert b" 20" in (await reader.read()).splitlines()[0]
+        writer.close()
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        await ask("PATCH", "/v1/ports/vm1", '{"isolated": true}')
+        await until(failed.is_set, task)
+        await ask("PATCH", "/v1/ports/vm1", '{"flood": false}')
+        await until(lambda: state.exists() and '"flood":false' in state.read_text(), task)
+
+    monkeypatch.setattr(daemon, "SAVE_INTERVAL", 1000.0)
     assert live(run, scenario) == 0
 
 
