@@ -27,7 +27,7 @@ from switch.config import Config, Machine, config_hash, dump_config, parse_confi
 from switch.config.models import port_spec, untagged_vlan
 from switch.datapath import Datapath, DatapathOptions, Event, PortSpec
 from switch.errors import PortError, SwitchError
-from switch.events import EventLog
+from switch.events import EventLog, Refusals
 from switch.learning import Damping, Flow, Learning
 from switch.merge import Before, as_config, check_shared, merge, section_changes, with_flows
 from switch.metrics import ControlFacts
@@ -90,6 +90,7 @@ class Control:
         self.machine = machine or Machine.here()
         self.options = options or config.datapath_options(self.machine)
         self.events = EventLog()
+        self._refusals = Refusals()
         self.learning = Learning(datapath, _damping(config), emit=lambda event: self.events.append([event]))
         self.reconciler = Reconciler(datapath, helper)
         self.rates = Rates()
@@ -146,7 +147,8 @@ class Control:
 
     def drain(self, most: int = 1024) -> int:
         """Take waiting events from the datapath; returns how many."""
-        events = self.datapath.drain_events(most)
+        drained = self.datapath.drain_events(most)
+        events = self._refusals.thin(drained)
         self.events.append(events)
         self.learning.observe(events)
         for event in events:
@@ -154,7 +156,7 @@ class Control:
                 log.info(
                     "port %s: %s%s", event.port, event.kind.removeprefix("port_"), event.detail and f": {event.detail}"
                 )
-        return len(events)
+        return len(drained)
 
     def facts(self) -> ControlFacts:
         """For metrics. Called from the scrape's thread: reads references only."""

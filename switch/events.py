@@ -54,6 +54,38 @@ class Record:
         return result
 
 
+class Refusals:
+    """Lets a refusal through once in a while.
+
+    An address that is held or over a limit is refused with every frame it sends: a million events a second that say the
+    same would wash the history away. What was left out is in the counters of the MAC table.
+    """
+
+    def __init__(self, window: float = 10.0, most: int = 64) -> None:
+        self._window = window
+        self._most = most  # of one kind at one port within the window: a port that makes up addresses
+        self._since = 0.0
+        self._seen: set[tuple[str, str, str, int, int]] = set()
+        self._counts: dict[tuple[str, str, str], int] = {}
+
+    def thin(self, events: Iterable[Event]) -> list[Event]:
+        return [event for event in events if not event.kind.startswith("fdb_refused") or self._news(event)]
+
+    def _news(self, event: Event) -> bool:
+        if not -1 < event.time - self._since < self._window:  # over, or the clock was set back
+            self._since = event.time
+            self._seen.clear()
+            self._counts.clear()
+        place = (event.kind, event.bridge, event.port)
+        key = (*place, event.vlan, event.mac)
+        count = self._counts.get(place, 0)
+        if key in self._seen or count >= self._most:
+            return False
+        self._seen.add(key)
+        self._counts[place] = count + 1
+        return True
+
+
 class Follower:
     """An asynchronous iterator over records as they come. Close it, or use it in `with`."""
 

@@ -238,11 +238,13 @@ def test_while_one_apply_waits_another_must_wait_as_well(folder: Path) -> None:
 def test_a_timer_that_ends_during_another_change_undoes_only_its_own(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"), confirm=0.01)
+        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"), confirm=60)
+        assert control._before
         async with control._lock:
-            await asyncio.sleep(0.05)  # the time is over, and the timer waits for us
+            expiring = asyncio.create_task(control._expire(control._before, 0))
+            await asyncio.sleep(0.01)  # the time is over, and the timer waits for us
             control.confirm()
-        await asyncio.sleep(0.05)
+        await expiring
         assert memory(control).specs["vm1"].vlan.access == 12
 
     run(scenario())
@@ -398,6 +400,17 @@ def test_events_reach_learning_and_the_log(folder: Path) -> None:
     assert control.drain() == 2
     assert [event.kind for event in control.learning.history("br0")] == ["fdb_learned"]
     assert [record.event.kind for record in control.events.recent(port="vm1")] == ["fdb_learned", "port_connected"]
+
+
+def test_refusals_do_not_wash_the_history_away(folder: Path) -> None:
+    control = make_control(folder)
+    memory(control).emit(Event(1.0, "fdb_learned", "br0", "vm1", vlan=10, mac=MAC))
+    for second in range(100, 130):
+        memory(control).emit(*[Event(float(second), "fdb_refused_owner", "br0", "vm2", "vm1", 10, MAC)] * 1000)
+        while control.drain(1024) == 1024:
+            pass
+    kinds = [event.kind for event in control.learning.history("br0", limit=100_000)]
+    assert kinds == ["fdb_learned", *["fdb_refused_owner"] * 3]
 
 
 def test_flushing_by_port_finds_its_bridge_and_unknown_names_are_refused(folder: Path) -> None:

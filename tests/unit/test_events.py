@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from switch.datapath import Event
-from switch.events import EventLog
+from switch.events import EventLog, Refusals
 
 
 def learned(number: int) -> Event:
@@ -21,6 +23,27 @@ def test_a_flood_of_learning_does_not_wash_away_port_events() -> None:
     assert len(kept) == 11
     assert kept[0].event.kind == "port_ring_broken"
     assert [record.sequence for record in kept] == sorted(record.sequence for record in kept)
+
+
+def refused(when: float, mac: int = 1, port: str = "vm1", kind: str = "owner") -> Event:
+    return Event(when, f"fdb_refused_{kind}", "br0", port, vlan=10, mac=mac)
+
+
+@pytest.mark.parametrize(
+    ("events", "kept"),
+    [
+        ([refused(100.0), refused(100.1), refused(109.9)], [0]),
+        ([refused(100.0), refused(110.1)], [0, 1]),
+        ([refused(100.0), refused(50.0), refused(50.1)], [0, 1]),  # the clock was set back
+        ([refused(100.0), refused(99.9), refused(100.0)], [0]),  # two bridges are read one after the other
+        ([refused(100.0), refused(100.0, port="vm2"), refused(100.0, kind="port_limit")], [0, 1, 2]),
+        ([refused(100.0, mac) for mac in range(70)] + [refused(100.0, port="vm2")], [*range(64), 70]),
+        ([learned(1), learned(1), Event(1.0, "fdb_moved", "br0"), Event(1.0, "fdb_moved", "br0")], [0, 1, 2, 3]),
+    ],
+    ids=["again", "later", "clock set back", "out of order", "others", "made-up addresses", "no refusals"],
+)
+def test_refusals_are_thinned(events: list[Event], kept: list[int]) -> None:
+    assert Refusals().thin(events) == [events[number] for number in kept]
 
 
 def test_recent_filters_by_kind_port_and_sequence() -> None:
