@@ -11,7 +11,6 @@ namespace {
 
 constexpr uint8_t kProtocolIpv4 = 4;
 constexpr uint8_t kProtocolIpv6 = 41;
-constexpr uint8_t kProtocolGre = 47;
 constexpr uint16_t kEtherTypeBridging = 0x6558;  // transparent Ethernet bridging: an Ethernet frame follows
 
 constexpr uint32_t kVxlanHeaderBytes = 8;
@@ -21,9 +20,7 @@ constexpr uint8_t kVxlanHasPolicy = 0x80;    // group policy: two flags in the s
 constexpr uint8_t kVxlanPolicyFlags = 0x48;
 constexpr uint32_t kGeneveHeaderBytes = 8;
 constexpr uint32_t kGreHeaderBytes = 4;
-constexpr uint8_t kGreChecksum = 0x80;
 constexpr uint8_t kGreKey = 0x20;
-constexpr uint8_t kGreSequence = 0x10;
 
 Packet parse_ethernet(std::span<const uint8_t> start, size_t at) { return parse_packet(start, at).value_or(Packet{}); }
 

@@ -60,9 +60,11 @@ bool is_unfinished(std::span<const uint8_t> start, const Packet& packet) {
 }
 
 // Is the outer packet's checksum right once the inner one is finished? Then everything from the inner transport header
-// on sums to the complement of the inner pseudo-header's sum, which is what the inner field holds.
-bool covers_finished(std::span<const uint8_t> start, const Packet& outer, const Packet& inner) {
+// on sums to the complement of the inner pseudo-header's sum, which is what the inner field holds. Of a frame that is to
+// be cut (`large`) the kernel leaves the outer checksum unfinished, too.
+bool covers_finished(std::span<const uint8_t> start, const Packet& outer, const Packet& inner, bool large) {
   if (outer.protocol != kProtocolUdp || stored_checksum(start, outer) == 0) return true;
+  if (large) return is_unfinished(start, outer);
   const uint64_t sum = sum_bytes(&start[outer.l4], inner.l4 - outer.l4, sum_pseudo_header(start, outer));
   return fold_sum(sum + static_cast<uint16_t>(~stored_checksum(start, inner))) == 0xffff;
 }
@@ -101,12 +103,12 @@ bool unwrap(std::span<const uint8_t> start, uint32_t frame_bytes, Packets& packe
 
 // Is there a packet with an unfinished checksum? It is the last one of `packets` then. From the inside out: an outer
 // checksum may look unfinished by chance.
-bool find_unfinished(std::span<const uint8_t> start, uint32_t frame_bytes, Packets& packets) {
+bool find_unfinished(std::span<const uint8_t> start, uint32_t frame_bytes, bool large, Packets& packets) {
   if (packets.list[0].l3_bytes == 0 || packet_end(packets.list[0]) > frame_bytes) return false;
   for (;; --packets.last) {
     const Packet& packet = packets.list[packets.last];
     bool found = is_unfinished(start, packet);
-    for (uint32_t i = 0; i < packets.last && found; ++i) found = covers_finished(start, packets.list[i], packet);
+    for (uint32_t i = 0; i < packets.last && found; ++i) found = covers_finished(start, packets.list[i], packet, large);
     if (found || packets.last == 0) return found;
   }
 }
@@ -128,8 +130,8 @@ bool restore(Frame& frame, const Packets& packets, bool large, uint32_t max_l3_b
   frame.vnet.csum_offset = static_cast<uint16_t>(offset);
   frame.offload = true;
   if (!large) return true;
-  const uint32_t headers = packet.l4 - packet.l3 + packet.l4_header_bytes;
-  if (packets.last != 0 || packet.protocol != kProtocolTcp || headers >= max_l3_bytes) return false;
+  const uint32_t headers = packet.l4 - packets.list[0].l3 + packet.l4_header_bytes;  // those of tunnels, too
+  if (packet.protocol != kProtocolTcp || headers >= max_l3_bytes) return false;
   frame.vnet.gso_type = packet.ip_version == 4 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
   frame.vnet.gso_size = static_cast<uint16_t>(max_l3_bytes - headers);
   frame.vnet.hdr_len = static_cast<uint16_t>(packet.l4 + packet.l4_header_bytes);
@@ -152,7 +154,7 @@ bool restore_offload(Frame& frame, uint32_t max_l3_bytes) {
   }
   const uint32_t l3 = packets.list[0].l3 == 0 ? kEthHeaderBytes : packets.list[0].l3;
   const bool large = frame.len > max_l3_bytes + l3;
-  if (!ip || !find_unfinished(start, frame.len, packets)) return !large;
+  if (!ip || !find_unfinished(start, frame.len, large, packets)) return !large;
   return restore(frame, packets, large, max_l3_bytes);
 }
 

@@ -10,7 +10,8 @@
 //
 // If the kernel made a tunnel around a local sender's packet, it is the inner checksum that is unfinished; the outer one
 // is 0, or made for the inner packet as it will be. So the search goes on inside VXLAN, GENEVE, GRE and IP in IP, where a
-// packet is believed only if it fills the outer one to its end, and the outer UDP checksum fits it when finished.
+// packet is believed only if it fills the outer one to its end, and the outer UDP checksum fits it when finished (or is
+// unfinished as well, in a frame that was left to the device to cut).
 //
 // A frame whose right checksum happens to equal the pseudo-header's sum (one in 65536) loses nothing: finishing it yields
 // the very same checksum. What this cannot tell from an unfinished frame is one of those whose bytes were damaged on the

@@ -84,6 +84,10 @@ class Metrics:
     def transmitted(self, port: str) -> int:
         return int(self.sum("switch_port_transmit_frames_total", port=port))
 
+    def segmented(self, port: str) -> int:
+        """Frames that software segmentation added for the port."""
+        return int(self.sum("switch_port_segmented_frames_total", port=port))
+
     def drops(self, port: str, direction: str | None = None) -> dict[str, float]:
         chosen = {"direction": direction} if direction else {}
         return self.by("switch_port_drops_total", "reason", port=port, **chosen)

@@ -199,7 +199,7 @@ def lab(module_folder: Path) -> Iterator[Lab]:
 def arrives(lab: Lab, source: str, sink: str, case: Case) -> None:
     frame, vnet = unfinished(case)
     lab.send(source, sink, frame, vnet)
-    if case.needs <= STATIONS[source].enters & STATIONS[sink].leaves:
+    if case.passes and case.needs <= STATIONS[source].enters & STATIONS[sink].leaves:
         got = lab.receive(source, sink)
         assert got is not None, "nothing arrived"
         assert got[0] == addressed(frame, mac(sink), mac(source))
@@ -212,7 +212,7 @@ def arrives(lab: Lab, source: str, sink: str, case: Case) -> None:
     for number, piece in enumerate(wanted):
         got = lab.receive(source, sink)
         assert got is not None, f"{number} of {len(wanted)} frames arrived"
-        assert got[1].gso_type == Vnet.GSO_NONE
+        assert got[1].gso_type == Vnet.GSO_NONE, "it is large still"
         assert bool(got[1].flags & Vnet.NEEDS_CSUM) == still_open
         whole = completed(*got) if still_open else got[0]
         expected = addressed(piece, mac(sink), mac(source))
@@ -231,6 +231,8 @@ def test_what_was_left_open_arrives_open_or_finished(lab: Lab, pair: str) -> Non
     for case in ALL_CASES:
         if not case.needs <= STATIONS[source].sends:
             continue
+        if not case.passes and STATIONS[source].kind != "vhostuser":
+            continue  # a kernel that is given such a frame drops it; one that made it: tests/interop/test_tunnels.py
         try:
             arrives(lab, source, sink, case)
         except AssertionError as error:

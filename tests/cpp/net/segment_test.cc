@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "net/checksum.h"
-#include "net/offload_frames.h"
+#include "net/tunnel_frames.h"
 
 using namespace sw;
 using namespace sw::test;
@@ -156,4 +156,123 @@ TEST_CASE("Segmenter: headers longer than its limit are refused") {
   CHECK(cut(make_offload_frame(shape)).size() == 4);
   shape.ip_options += 8;
   CHECK(cut(make_offload_frame(shape)).empty());
+}
+
+namespace {
+
+struct TunnelRow {
+  const char* what;
+  TunnelShape shape;
+};
+
+const TunnelRow kTunnelRows[] = {
+    {"VXLAN", {.kind = TunnelKind::kVxlan}},
+    {"VXLAN, outer checksum", {.kind = TunnelKind::kVxlan, .checksum = true}},
+    {"VXLAN over IPv6, tagged", {.kind = TunnelKind::kVxlan, .ip_version = 6, .tags = 1}},
+    {"VXLAN over IPv6, outer checksum", {.kind = TunnelKind::kVxlan, .ip_version = 6, .checksum = true}},
+    {"VXLAN with group policy", {.kind = TunnelKind::kVxlanPolicy, .tags = 2, .checksum = true}},
+    {"VXLAN with an IP packet", {.kind = TunnelKind::kVxlanGenericIp, .checksum = true}},
+    {"GENEVE with options", {.kind = TunnelKind::kGeneve, .checksum = true, .options = 12}},
+    {"GENEVE with an IP packet", {.kind = TunnelKind::kGeneveIp, .ip_version = 6, .checksum = true}},
+    {"GRE with a frame", {.kind = TunnelKind::kGretap, .tags = 1}},
+    {"GRE with a frame, checksum and key", {.kind = TunnelKind::kGretap, .checksum = true, .options = 4}},
+    {"GRE with an IP packet, checksum", {.kind = TunnelKind::kGre, .ip_version = 6, .checksum = true}},
+    {"IP in IP", {.kind = TunnelKind::kIpInIp}},
+    {"IP in IPv6", {.kind = TunnelKind::kIpInIp, .ip_version = 6, .tags = 1}},
+};
+
+}  // namespace
+
+TEST_CASE("Segmenter: a packet in a tunnel is cut, and each segment is carried as the tunnel's sender would") {
+  uint32_t seed = 0;
+  for (const TunnelRow& row : kTunnelRows) {
+    for (const int version : {4, 6}) {
+      for (const bool udp : {false, true}) {
+        for (const size_t payload : {0, 1000, 1001, 5003, 60'000}) {
+          CAPTURE(row.what);
+          CAPTURE(version);
+          CAPTURE(udp);
+          CAPTURE(payload);
+          OffloadShape shape;
+          shape.ip_version = version;
+          shape.udp = udp;
+          shape.tags = payload == 1001 ? 1 : 0;
+          shape.ip_options = payload == 5003 ? 8 : 0;
+          shape.tcp_options = udp ? 0 : 12;
+          shape.payload = payload;
+          shape.gso_size = payload == 5003 ? 999 : 1000;
+          shape.tcp_flags = 0x99;
+          const OffloadFrame inner = make_offload_frame(shape, ++seed);
+          const OffloadFrame frame = make_tunnel_frame(inner, row.shape);
+          const auto segmenter = Segmenter::make(frame.bytes, static_cast<uint32_t>(frame.bytes.size()), frame.vnet);
+          REQUIRE(segmenter);
+          CHECK(segmenter->in_tunnel());
+          const auto expected = naive_tunnel_segments(inner, row.shape);
+          CHECK(segmenter->longest_l3_bytes() == expected[0].size() - 14 - 4 * static_cast<size_t>(row.shape.tags));
+          const auto got = cut(frame);
+          REQUIRE(got.size() == expected.size());
+          for (size_t i = 0; i < got.size(); ++i) {
+            CAPTURE(i);
+            REQUIRE(got[i] == expected[i]);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Segmenter: a tunnel in a tunnel is cut, a third one is not looked for") {
+  OffloadShape shape;
+  shape.payload = 4000;
+  shape.gso_size = 1000;
+  const OffloadFrame inner = make_offload_frame(shape);
+  const TunnelShape gre{.kind = TunnelKind::kGretap, .checksum = true};
+  const TunnelShape vxlan{.kind = TunnelKind::kVxlan, .ip_version = 6, .checksum = true};
+  const OffloadFrame once = make_tunnel_frame(inner, gre);
+  const OffloadFrame twice = make_tunnel_frame(once, vxlan);
+  std::vector<Bytes> expected;
+  for (const Bytes& bytes : naive_tunnel_segments(inner, gre)) {
+    OffloadFrame piece = once;
+    piece.bytes = bytes;
+    expected.push_back(make_tunnel_frame(piece, vxlan).bytes);
+  }
+  CHECK(cut(twice) == expected);
+  CHECK(cut(make_tunnel_frame(twice, {.kind = TunnelKind::kGeneve})).empty());
+}
+
+TEST_CASE("Segmenter: refuses a tunnel that does not add up") {
+  OffloadShape shape;
+  shape.payload = 4000;
+  shape.gso_size = 1000;
+  const OffloadFrame inner = make_offload_frame(shape);
+  const auto carried = [&](const TunnelShape& tunnel) { return make_tunnel_frame(inner, tunnel); };
+  const OffloadFrame vxlan = carried({.checksum = true});
+  REQUIRE_FALSE(refused(vxlan, [](OffloadFrame&) {}));
+  struct Row {
+    const char* what;
+    OffloadFrame frame;
+    std::function<void(OffloadFrame&)> change;
+  };
+  const auto keep = [](OffloadFrame&) {};
+  const Row rows[] = {
+      {"GRE that numbers its packets", carried({.kind = TunnelKind::kGre, .options = 8}), keep},
+      {"longer headers than any", carried({.kind = TunnelKind::kGeneve, .options = 252}), keep},
+      {"csum_start at the outer UDP header", vxlan, [](OffloadFrame& f) { f.vnet.csum_start = 34; }},
+      {"csum_start in the VXLAN header", vxlan, [](OffloadFrame& f) { f.vnet.csum_start = 44; }},
+      {"csum_start in the inner packet's payload", vxlan, [](OffloadFrame& f) { f.vnet.csum_start += 20; }},
+      {"not a tunnel's header", vxlan, [](OffloadFrame& f) { f.bytes[42] = 0x33; }},
+      {"a fragment of the outer packet", vxlan, [](OffloadFrame& f) { set16(f.bytes, 20, 0x2000); }},
+      {"inner packet shorter than the outer one", vxlan, [](OffloadFrame& f) { set16(f.bytes, f.l3 + 2, 4000); }},
+      {"outer packet beyond the frame", vxlan,
+       [](OffloadFrame& f) {
+         set16(f.bytes, 16, get16(f.bytes, 16) + 1U);
+         set16(f.bytes, f.l3 + 2, get16(f.bytes, f.l3 + 2) + 1U);
+       }},
+      {"type of the outer packet", vxlan, [](OffloadFrame& f) { f.vnet.gso_type = VIRTIO_NET_HDR_GSO_UDP_L4; }},
+      {"inner packet of the other version", vxlan, [](OffloadFrame& f) { f.vnet.gso_type = VIRTIO_NET_HDR_GSO_TCPV6; }},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.what);
+    CHECK(refused(row.frame, row.change));
+  }
 }

@@ -23,8 +23,9 @@ struct TunnelShape {
   TunnelKind kind = TunnelKind::kVxlan;
   int ip_version = 4;     // of the outer packet
   int tags = 0;           // 802.1Q tags of the outer frame
-  bool checksum = false;  // UDP: made for the inner packet as it will be
-  size_t options = 0;     // GENEVE: bytes, multiple of 4. GRE: 4, 8, 12: key, key and sequence, and checksum
+  bool checksum = false;  // UDP, GRE: made for the inner packet as it will be
+  size_t options = 0;     // GENEVE: bytes, multiple of 4. GRE: 4, 8, 12: key, key and sequence, and a wrong checksum
+  uint16_t ip_id = 1;     // of the outer packet
 };
 
 // `inner` as a tunnel carries it. l3, l4, headers and vnet of the result are those of the inner packet. IP in IP needs the
@@ -58,9 +59,10 @@ inline OffloadFrame make_tunnel_frame(const OffloadFrame& inner, const TunnelSha
     case TunnelKind::kGretap:
     case TunnelKind::kGre:
       header = {static_cast<uint8_t>((shape.options >= 4 ? 0x20 : 0) | (shape.options >= 8 ? 0x10 : 0) |
-                                     (shape.options >= 12 ? 0x80 : 0)),
+                                     (shape.options >= 12 || shape.checksum ? 0x80 : 0)),
                 0};
       put16(header, ethernet ? 0x6558 : inner_type);
+      header.insert(header.end(), shape.checksum ? 4 : 0, 0);
       header.insert(header.end(), shape.options, 0x22);
       break;
     case TunnelKind::kIpInIp:
@@ -82,7 +84,8 @@ inline OffloadFrame make_tunnel_frame(const OffloadFrame& inner, const TunnelSha
   if (shape.ip_version == 4) {
     b.insert(b.end(), {0x45, 0});
     put16(b, (20 + l4_bytes) & 0xffff);
-    b.insert(b.end(), {0, 1, 0, 0, 64, protocol, 0, 0, 192, 168, 0, 1, 192, 168, 0, 2});
+    put16(b, shape.ip_id);
+    b.insert(b.end(), {0, 0, 64, protocol, 0, 0, 192, 168, 0, 1, 192, 168, 0, 2});
     set16(b, l3 + 10, 0xffffU - naive_sum(b, l3, b.size()));
   } else {
     b.insert(b.end(), {0x60, 0, 0, 0});
@@ -105,13 +108,25 @@ inline OffloadFrame make_tunnel_frame(const OffloadFrame& inner, const TunnelSha
   out.headers = inner.headers + moved;
   out.vnet = inner.vnet;
   out.vnet.csum_start = static_cast<uint16_t>(out.l4);
-  if (udp && shape.checksum) {
+  if (shape.checksum) {
     OffloadFrame whole = out;
     whole.vnet.gso_size = 0xffff;
     const Bytes finished = naive_segments(whole).at(0);
-    const uint16_t sum =
-        naive_sum(finished, l4, finished.size(), naive_pseudo_sum(finished, l3, protocol, finished.size() - l4));
-    set16(b, l4 + 6, sum == 0xffff ? 0xffff : 0xffffU - sum);
+    const uint32_t pseudo = udp ? naive_pseudo_sum(finished, l3, protocol, finished.size() - l4) : 0;
+    const uint16_t sum = naive_sum(finished, l4, finished.size(), pseudo);
+    set16(b, l4 + (udp ? 6 : 4), udp && sum == 0xffff ? 0xffff : 0xffffU - sum);
+  }
+  return out;
+}
+
+// The segments that `inner`, a GSO frame, must become in the tunnel: each of its own segments, carried.
+inline std::vector<Bytes> naive_tunnel_segments(const OffloadFrame& inner, TunnelShape shape) {
+  std::vector<Bytes> out;
+  for (const Bytes& bytes : naive_segments(inner)) {
+    OffloadFrame piece = inner;
+    piece.bytes = bytes;
+    out.push_back(make_tunnel_frame(piece, shape).bytes);
+    ++shape.ip_id;
   }
   return out;
 }

@@ -339,10 +339,51 @@ TEST_CASE("restore_offload: what only looks like an unfinished checksum inside a
   check_untouched(rows);
 }
 
-TEST_CASE("restore_offload: tunnels are not cut, and bytes behind the outer packet are not summed") {
+TEST_CASE("restore_offload: a packet in a tunnel that was left to the device to cut is cut, TCP alone") {
+  struct TunnelRow {
+    const char* what;
+    TunnelShape shape;
+    size_t l4;  // of the outer packet
+  };
+  const TunnelRow rows[] = {
+      {"VXLAN", {.kind = TunnelKind::kVxlan}, 34},
+      {"VXLAN, tagged, outer checksum", {.kind = TunnelKind::kVxlan, .tags = 1, .checksum = true}, 38},
+      {"GENEVE over IPv6, outer checksum", {.kind = TunnelKind::kGeneve, .ip_version = 6, .checksum = true}, 54},
+      {"GRE, key", {.kind = TunnelKind::kGretap, .options = 4}, 34},
+      {"IP in IP", {.kind = TunnelKind::kIpInIp}, 34},
+  };
+  for (const TunnelRow& row : rows) {
+    for (const int version : {4, 6}) {
+      CAPTURE(row.what);
+      CAPTURE(version);
+      OffloadShape shape;
+      shape.ip_version = version;
+      shape.payload = 20'000;
+      OffloadFrame inner = make_offload_frame(shape);
+      OffloadFrame frame = make_tunnel_frame(inner, row.shape);
+      if (row.shape.checksum) {  // of such a frame the outer one is left open as well
+        const size_t l3 = row.l4 - (row.shape.ip_version == 4 ? 20 : 40);
+        set16(frame.bytes, row.l4 + 6, naive_pseudo_sum(frame.bytes, l3, 17, frame.bytes.size() - row.l4));
+      }
+      const Received received(frame.bytes, 1792);
+      REQUIRE(received.taken);
+      REQUIRE(received.marked());
+      CHECK(received.frame().vnet.csum_start == frame.l4);
+      const size_t l2 = 14 + 4 * static_cast<size_t>(row.shape.tags);
+      inner.vnet.gso_size = static_cast<uint16_t>(kMtu + l2 - frame.headers);
+      const auto expected = naive_tunnel_segments(inner, row.shape);
+      CHECK(expected.at(0).size() == kMtu + l2);
+      const auto sent = received.sent();
+      REQUIRE(sent.size() == expected.size());
+      for (size_t i = 0; i < sent.size(); ++i) REQUIRE(sent[i] == expected[i]);
+      shape.udp = true;
+      CHECK_FALSE(Received(make_tunnel_frame(make_offload_frame(shape), row.shape).bytes, 1792).taken);
+    }
+  }
+}
+
+TEST_CASE("restore_offload: bytes behind the outer packet are not summed") {
   OffloadShape shape;
-  shape.payload = 20'000;
-  CHECK_FALSE(Received(make_tunnel_frame(make_offload_frame(shape), {}).bytes, 1792).taken);
   shape.payload = 0;
   const OffloadFrame frame = make_tunnel_frame(make_offload_frame(shape), {.checksum = true});
   Bytes longer = frame.bytes;

@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "net/offload_frames.h"
+#include "net/tunnel_frames.h"
 
 using namespace sw;
 using namespace sw::test;
@@ -393,4 +393,82 @@ TEST_CASE("Egress: bodies in the most segments a batch can have are finished") {
   PortWorkerCounters drops;
   run(source, queue, drops);
   CHECK(queue.frames == naive_segments(frame));
+}
+
+TEST_CASE("Egress: a large packet in a tunnel is cut also for a peer that takes large packets") {
+  OffloadShape shape;
+  shape.payload = 40'001;
+  shape.gso_size = 1400;
+  for (const bool udp : {false, true}) {
+    for (const int version : {4, 6}) {
+      for (const TunnelShape& tunnel :
+           {TunnelShape{.kind = TunnelKind::kVxlan},
+            TunnelShape{.kind = TunnelKind::kVxlan, .ip_version = 6, .checksum = true},
+            TunnelShape{.kind = TunnelKind::kGre, .checksum = true}, TunnelShape{.kind = TunnelKind::kIpInIp}}) {
+        for (const OffloadCaps& caps : {kNothing, kEverything}) {
+          shape.udp = udp;
+          shape.ip_version = version;
+          const OffloadFrame inner = make_offload_frame(shape);
+          Source source;
+          source.add(plain(100, 1));
+          source.add(make_tunnel_frame(inner, tunnel), 1000);
+          source.add(inner);
+          RecordingQueue queue(caps);
+          PortWorkerCounters drops;
+          const Totals totals = run(source, queue, drops);
+          const auto carried = naive_tunnel_segments(inner, tunnel);
+          const auto bare = caps.tso4 ? std::vector<Bytes>{inner.bytes} : naive_segments(inner);
+          CHECK(totals.segmented == carried.size() - 1 + bare.size() - 1);
+          std::vector<Bytes> expected{plain(100, 1)};
+          expected.insert(expected.end(), carried.begin(), carried.end());
+          expected.insert(expected.end(), bare.begin(), bare.end());
+          REQUIRE(queue.frames.size() == expected.size());
+          for (size_t i = 0; i < expected.size(); ++i) REQUIRE(queue.frames[i] == expected[i]);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Egress: a large packet in a tunnel is compared with the MTU by what carries it") {
+  OffloadShape shape;
+  shape.payload = 10'000;
+  shape.gso_size = 1410;  // with 40 of IP and TCP 1450, to which VXLAN over IPv4 adds 50
+  const TunnelShape tunnel{.kind = TunnelKind::kVxlan};
+  const OffloadFrame fits = make_tunnel_frame(make_offload_frame(shape), tunnel);
+  shape.gso_size = 1411;
+  const OffloadFrame too_long = make_tunnel_frame(make_offload_frame(shape), tunnel);
+  Source source;
+  source.add(fits);
+  source.add(too_long);
+  RecordingQueue queue(kEverything);
+  PortWorkerCounters drops;
+  run(source, queue, drops, 1500);
+  CHECK(count_of(drops, DropReason::kMtuExceeded) == 1);
+  CHECK(queue.frames.size() == 8);
+}
+
+TEST_CASE("Egress: a checksum in a tunnel is passed or finished, and the outer one is right then") {
+  OffloadShape shape;
+  shape.payload = 301;
+  const OffloadFrame inner = make_offload_frame(shape);
+  for (const TunnelShape& tunnel : {TunnelShape{.kind = TunnelKind::kGeneve, .options = 8},
+                                    TunnelShape{.kind = TunnelKind::kVxlan, .ip_version = 6, .checksum = true},
+                                    TunnelShape{.kind = TunnelKind::kGretap, .checksum = true}}) {
+    const OffloadFrame frame = make_tunnel_frame(inner, tunnel);
+    Source source;
+    source.add(frame);
+    RecordingQueue able(kEverything);
+    PortWorkerCounters drops;
+    run(source, able, drops);
+    CHECK(able.frames == std::vector<Bytes>{frame.bytes});
+    CHECK(able.headers[0].csum_start == frame.l4);
+    RecordingQueue plain_queue(kNothing);
+    PortWorkerCounters others;
+    run(source, plain_queue, others);
+    OffloadFrame whole = inner;
+    whole.vnet.gso_size = 0xffff;
+    CHECK(plain_queue.frames == naive_tunnel_segments(whole, tunnel));
+    CHECK(plain_queue.headers[0].flags == 0);
+  }
 }
