@@ -24,6 +24,7 @@ from switch.control import Control, Exists, Missing
 from switch.datapath import FdbEntry, FdbQuery
 from switch.errors import ConfigError, FdbError, NotBuilt, PortError, SwitchError
 from switch.events import Follower, Record
+from switch.explain import consequences
 from switch.learning import Flow
 from switch.metrics import version
 
@@ -127,7 +128,10 @@ def _ports(app: FastAPI, control: Control) -> None:
             frame = bytes.fromhex(text.removeprefix("0x"))
         except ValueError:
             raise BadRequest("frame: not hex; give the bytes of an Ethernet frame, two digits each") from None
-        return models.ExplainShape(port=name, steps=control.datapath.explain(name, frame))
+        steps = control.datapath.explain(name, frame)
+        status = {port.name: port for port in control.datapath.ports()}
+        notes = consequences(name, frame, steps, control.reconciler.ports, status)
+        return models.ExplainShape(port=name, steps=[*steps, *notes])
 
 
 def _flows(app: FastAPI, control: Control) -> None:

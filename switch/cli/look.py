@@ -20,16 +20,16 @@ REASONS = {
     "bad_offload": "the guest asked for an offload that is impossible or was not negotiated",
     "queue_disabled": "the guest sends on a queue that it has not enabled",
     "vlan_malformed": "truncated VLAN tag",
-    "vlan_not_allowed": "the port does not carry this VLAN: see its vlan setting",
+    "vlan_not_allowed": "this port or the destination's does not carry the VLAN: swctl explain says which",
     "reserved_mac": "link-local protocol (LLDP, STP, LACP): never forwarded",
     "source_zero": "source address 00:00:00:00:00:00",
     "source_multicast": "source address is a group address",
     "hairpin": "the destination is behind the port it came from",
     "isolated": "both ports are isolated",
     "blackhole": "the destination has a drop entry: see swctl fdb",
-    "no_destination": "no other port carries this VLAN",
+    "no_destination": "no other enabled port carries this VLAN",
     "flood_disabled": "destination unknown, and no port may be flooded",
-    "port_disabled": "the port is disabled: swctl set-port NAME --enabled",
+    "port_disabled": "this port or the destination's is disabled: swctl set-port NAME --enabled",
     "kernel_dropped": "the kernel's queue to us was full: more CPU for the worker, or less load",
     "ring_full": "the receiver is too slow: it gave no buffers",
     "buffer_too_small": "the receiver's buffers cannot hold the frame and it cannot join them",
@@ -293,16 +293,42 @@ def queues(session: Session) -> None:
 
 @click.command(cls=Verb)
 @click.argument("name", metavar="PORT", shell_complete=complete_port)
-@click.argument("frame", nargs=-1, required=True, metavar="HEX...")
+@click.argument("frame", nargs=-1, metavar="[HEX...]")
+@click.option("--to", "destination", metavar="MAC", help="Instead of HEX: a frame to this address.")
+@click.option("--from", "source", metavar="MAC", help="With --to: from it (default: an address that is at PORT).")
+@click.option("--vlan", type=click.IntRange(1, 4094), help="With --to: tagged so (default: untagged).")
+@click.option("--length", type=click.IntRange(60, 65_535), default=60, show_default=True, help="With --to: its bytes.")
 @click.pass_obj
-def explain(session: Session, name: str, frame: tuple[str, ...]) -> None:
+def explain(session: Session, name: str, frame: tuple[str, ...], destination: str | None, source: str | None,
+            vlan: int | None, length: int) -> None:  # fmt: skip
     """What would happen to a frame that enters at PORT: every decision, none of them carried out.
 
-    HEX is the frame's bytes, spaces and colons as you like; `-` reads it from standard input.
+    HEX is the frame's bytes, spaces and colons as you like; `-` reads it from standard input. Behind the verdict
+    stands which ports would lose it, and which do not get it, and why.
+
+    \b
+    swctl explain vm1 --to 52:54:00:00:00:02
+    swctl explain vm1 --to ff:ff:ff:ff:ff:ff --vlan 10
     """
-    text = sys.stdin.read() if frame == ("-",) else " ".join(frame)
+    if bool(frame) == bool(destination):
+        raise click.UsageError("give the frame in HEX, or --to MAC", click.get_current_context())
+    if not destination:
+        text = sys.stdin.read() if frame == ("-",) else " ".join(frame)
+    else:
+        if source is None:
+            known = session.ask("GET", "/v1/fdb", port=name, limit=1)["flows"]
+            source = known[0]["mac"] if known else "02:00:00:00:00:01"
+        tag = f"8100{vlan:04x}" if vlan else ""
+        text = f"{_mac_digits(destination)}{_mac_digits(source)}{tag}0800".ljust(2 * length, "0")
     data = session.ask("POST", port_path(name, "/explain"), {"frame": text})
     session.answer(data, lambda: "\n".join(data["steps"]))
+
+
+def _mac_digits(text: str) -> str:
+    digits = "".join(character for character in text if character not in ":-.")
+    if len(digits) != 12 or not set(digits.lower()) <= set("0123456789abcdef"):
+        raise click.UsageError(f"{text!r} is not a MAC address, such as 52:54:00:12:34:56", click.get_current_context())
+    return digits
 
 
 COMMANDS = {command.name: command for command in (show, ports, port, drops, stats, workers, queues, explain)}

@@ -157,6 +157,31 @@ def test_an_apply_that_fails_leaves_everything_as_it_was(pair: tuple[Switchd, Gu
     two.expect(frame(MACS[0]))
 
 
+def test_explain_says_what_a_frame_is_lost_of_as_the_counters_do(pair: tuple[Switchd, Guest, Guest]) -> None:
+    switch, one, two = pair
+    two.send(frame(MACS[1]))
+    wait_until("learned", lambda: TEXTS[1] in entries(switch))
+    long = frame(MACS[0], MACS[1]) + bytes(940)  # 1004 bytes, 990 of them behind the header
+    rows: list[tuple[list[str], bytes, str, str]] = [
+        (["--mtu", "989"], long, "mtu_exceeded", "but port vm2 has mtu 989 and this is 990 bytes"),
+        (["--mtu", "0", "--vlan-access", "9"], frame(MACS[0]), "no_destination", "port vm2 does not carry VLAN 0"),
+        (["--default", "vlan", "--no-enabled"], frame(MACS[0]), "no_destination", "port vm2 is disabled"),
+    ]
+    for options, sent, reason, words in rows:
+        switch.ctl("set-port", "vm2", *options)
+        said = switch.ctl("explain", "vm1", sent.hex())["steps"]
+        assert any(words in step for step in said), said
+        before = sum(row["frames"] for row in switch.ctl("drops")["drops"] if row["reason"] == reason)
+        one.send(sent)
+        wait_until(reason, lambda reason=reason, before=before: before + 1 == sum(  # type: ignore[misc]
+            row["frames"] for row in switch.ctl("drops")["drops"] if row["reason"] == reason))  # fmt: skip
+    switch.ctl("set-port", "vm2", "--enabled")
+    two.stop()
+    wait_until("vm2 is down", lambda: not switch.ctl("port", "vm2")["up"])
+    said = switch.ctl("explain", "vm1", "--to", "ff:ff:ff:ff:ff:ff")["steps"]
+    assert said[-1].startswith("but port vm2 is not up (waiting_for_peer)"), said
+
+
 def test_history_says_where_an_address_was(pair: tuple[Switchd, Guest, Guest]) -> None:
     switch, one, two = pair
     one.send(frame(MACS[0]))

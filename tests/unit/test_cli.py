@@ -286,6 +286,9 @@ def test_the_log_level_is_changed(run: Run) -> None:
         (["add-port", "vhostuser", "x", "--socket", ""], "cannot be empty"),
         (["add-port", "vhostuser", "x", "--socket", "/x\nfake line"], "cannot be shown"),
         (["fdb", "--port", "vm1", "flush"], "write it behind"),
+        (["explain", "vm1"], "or --to MAC"),
+        (["explain", "vm1", "00", "--to", MAC], "or --to MAC"),
+        (["explain", "vm1", "--to", "52:54:00"], "'52:54:00' is not a MAC address"),
     ],
 )
 def test_a_mistake_ends_with_1_and_a_line_that_helps(run: Run, arguments: list[str], words: str) -> None:
@@ -299,6 +302,31 @@ def test_no_verb_shows_the_help(run: Run) -> None:
     status, text, errors = run()
     assert (status, errors) == (1, "")
     assert text.startswith("Usage: swctl")
+
+
+@pytest.mark.parametrize(
+    ("options", "frame"),
+    [
+        ([], "525400000001 525400000009 0800"),
+        (["--from", "02-00-00-00-00-02"], "525400000001 020000000002 0800"),
+        (["--vlan", "10"], "525400000001 525400000009 8100000a 0800"),
+        (["--length", "100"], "525400000001 525400000009 0800" + "00" * 40),
+    ],
+)
+def test_a_frame_is_explained_by_its_addresses(
+    api: Service, run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str], frame: str
+) -> None:
+    seen: list[bytes] = []
+
+    def explain(port: str, given: bytes) -> list[str]:
+        seen.append(given)
+        return ["verdict: none"]
+
+    monkeypatch.setattr(api.datapath, "explain", explain)
+    api.datapath.fdb_set("br0", 10, 0x525400000009, "vm1", "learned")
+    assert run("explain", "vm1", "--to", MAC, *options) == (0, "verdict: none\n", "")
+    expected = bytes.fromhex(frame)
+    assert seen == [expected + bytes(60 + (40 if "--length" in options else 0) - len(expected))]
 
 
 def test_the_mac_table_takes_its_filters_with_and_without_show(api: Service, ask: Callable[..., Any]) -> None:
