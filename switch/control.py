@@ -100,7 +100,7 @@ class Control:
         self.apply_time = 0.0
         self.pending_restart: list[Change] = []
         self._state_file = state_file
-        self._save_failed = False
+        self._save_failed = ""  # why the state file could not be written last
         self.changed = asyncio.Event()  # something that a restart must not forget; the saver clears it
         self._base = config.state(self.machine)  # what the daemon's own file says
         self._origin: dict[str, str] = {}  # port -> "file" or "runtime"
@@ -197,11 +197,19 @@ class Control:
                 async with self._lock:
                     state = await asyncio.to_thread(self.snapshot)
                 await asyncio.to_thread(self._state_file.save, state, force=force)
-                self._save_failed = False
+                if self._save_failed:
+                    log.info("the state is saved again to %s", self._state_file.path)
+                self._save_failed = ""
             except OSError as error:
-                if not self._save_failed:
-                    log.warning("cannot save state to %s: %s; a restart would forget it", self._state_file.path, error)
-                self._save_failed = True
+                said = self._save_failed
+                why = f"cannot save state to {self._state_file.path}: {error.strerror or error}"
+                self._save_failed = f"{why}; a restart would forget what was changed at run time"
+                if not said:
+                    log.warning("%s", self._save_failed)
+
+    def warnings(self) -> list[str]:
+        """Sentences that a person should read."""
+        return [*self.datapath.warnings(), *filter(None, [self._save_failed])]
 
     # ---- ports ----
 

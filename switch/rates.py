@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from switch.datapath import PortStats, Stats, WorkerStats
@@ -70,6 +71,13 @@ def worker_load(old: WorkerStats | None, new: WorkerStats) -> float:
     return min(1.0, max(0.0, busy / (busy + idle))) if busy + idle > 0 else 0.0
 
 
+def _queue_frames(stats: Stats) -> Iterator[tuple[tuple[str, str, int], int]]:
+    for port in stats.ports:
+        for direction, queues in (("rx", port.rx), ("tx", port.tx)):
+            for queue in queues:
+                yield (port.name, direction, queue.queue), queue.frames
+
+
 class Rates:
     """Keeps a few snapshots and compares the present with one that is at least `least` seconds old."""
 
@@ -93,6 +101,34 @@ class Rates:
             port.name: port_rate(before[port.name], port, now.time - old.time)
             for port in now.ports
             if port.name in before
+        }
+
+    def drops(self, now: Stats) -> dict[tuple[str, str, str], float]:
+        """Frames lost per second by port, direction and reason; what is not lost now is left out."""
+        old = self.since(now)
+        before = {port.name: port for port in old.ports} if old else {}
+        return {
+            (port.name, direction, reason): (count - earlier.get(reason, 0)) / (now.time - old.time)
+            for port in now.ports
+            if old and port.name in before
+            for direction, drops, earlier in (
+                ("rx", port.rx_drops, before[port.name].rx_drops),
+                ("tx", port.tx_drops, before[port.name].tx_drops),
+            )
+            for reason, count in drops.items()
+            if count > earlier.get(reason, 0)
+        }
+
+    def queues(self, now: Stats) -> dict[tuple[str, str, int], float]:
+        """Frames per second by port, direction and queue."""
+        old = self.since(now)
+        if old is None:
+            return {}
+        before = dict(_queue_frames(old))
+        return {
+            key: max(0, count - before[key]) / (now.time - old.time)
+            for key, count in _queue_frames(now)
+            if key in before
         }
 
     def loads(self, now: Stats) -> dict[int, float]:

@@ -89,6 +89,7 @@ class QueueShape(Shape):
     frames: int
     bytes: int
     notifications: int
+    rate: float = Field(description="frames per second, over the last seconds")
 
 
 class PortDetail(PortShape):
@@ -182,6 +183,7 @@ class DropShape(Shape):
     direction: str
     reason: str
     frames: int
+    rate: float = Field(description="frames per second, over the last seconds")
 
 
 class DropsShape(Shape):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from switch.api import models
@@ -74,7 +75,7 @@ class Snapshot:
             facts=dict(status.facts),
             counters=dict(status.counters),
             rings=[models.RingShape(name=ring.name, facts=dict(ring.facts)) for ring in status.rings],
-            queues=self._queues(stats),
+            queues=self._queues(stats, self.control.rates.queues(self.stats)),
             drops={
                 direction: {reason: count for reason, count in drops.items() if count}
                 for direction, drops in (("rx", stats.rx_drops), ("tx", stats.tx_drops))
@@ -85,7 +86,7 @@ class Snapshot:
             segmented=stats.segmented,
         )
 
-    def _queues(self, stats: PortStats) -> list[models.QueueShape]:
+    def _queues(self, stats: PortStats, rates: Mapping[tuple[str, str, int], float]) -> list[models.QueueShape]:
         return [
             models.QueueShape(
                 port=stats.name,
@@ -96,24 +97,33 @@ class Snapshot:
                 frames=queue.frames,
                 bytes=queue.bytes,
                 notifications=queue.notifications,
+                rate=rates.get((stats.name, direction, queue.queue), 0.0),
             )
             for direction, queues in (("rx", stats.rx), ("tx", stats.tx))
             for queue in queues
         ]
 
     def queues(self) -> list[models.QueueShape]:
-        return [row for stats in self.stats.ports for row in self._queues(stats)]
+        rates = self.control.rates.queues(self.stats)
+        return [row for stats in self.stats.ports for row in self._queues(stats, rates)]
 
     def drops(self, port: str | None, everything: bool) -> list[models.DropShape]:
+        rates = self.control.rates.drops(self.stats)
         rows = [
-            models.DropShape(port=stats.name, direction=direction, reason=reason, frames=count)
+            models.DropShape(
+                port=stats.name,
+                direction=direction,
+                reason=reason,
+                frames=count,
+                rate=rates.get((stats.name, direction, reason), 0.0),
+            )
             for stats in self.stats.ports
             if port in (None, stats.name)
             for direction, drops in (("rx", stats.rx_drops), ("tx", stats.tx_drops))
             for reason, count in drops.items()
             if count or everything
         ]
-        return sorted(rows, key=lambda row: (-row.frames, row.port, row.direction, row.reason))
+        return sorted(rows, key=lambda row: (-row.rate, -row.frames, row.port, row.direction, row.reason))
 
     def port_stats(self) -> list[models.PortStatsShape]:
         return [
@@ -176,7 +186,7 @@ class Snapshot:
             uptime_seconds=time.time() - control.started,
             polling=control.options.polling,
             config=models.ConfigState(**config_state(control)),
-            warnings=control.datapath.warnings(),
+            warnings=control.warnings(),
             ports=self.ports(),
             workers=self.workers(),
             bridges=self.bridges(),

@@ -243,13 +243,14 @@ def _plain(value: Any) -> str:
 @click.option("-a", "--all", "everything", is_flag=True, help="Reasons that never happened too.")
 @click.pass_obj
 def drops(session: Session, name: str | None, everything: bool) -> None:
-    """Where frames are lost, and why. Direction rx: on the way in; tx: on the way out of that port."""
+    """Where frames are lost, and why; on top what is lost now. Direction rx: on the way in; tx: on the way out."""
     data = session.ask("GET", "/v1/drops", port=name, all=everything or None)
     rows = [
-        (row["port"], row["direction"], row["reason"], row["frames"], REASONS.get(row["reason"], ""))
+        (row["port"], row["direction"], row["reason"], row["frames"],
+         Cell(rate(row["rate"]), "yellow" if row["rate"] else ""), REASONS.get(row["reason"], ""))
         for row in data["drops"]
-    ]
-    head = ("PORT", "DIR", "REASON", "FRAMES>", "MEANING")
+    ]  # fmt: skip
+    head = ("PORT", "DIR", "REASON", "FRAMES>", "NOW/s>", "MEANING")
     session.answer(data, lambda: table(head, rows) if rows else "no frame was lost")
 
 
@@ -280,12 +281,12 @@ def workers(session: Session) -> None:
 @click.command(cls=Verb)
 @click.pass_obj
 def queues(session: Session) -> None:
-    """Which worker polls which queue."""
+    """Which worker polls which queue, and which queue is busy."""
     data = session.ask("GET", "/v1/queues")
-    head = ("PORT", "DIR", "QUEUE>", "WORKER>", "CPU>", "FRAMES>", "BYTES>", "NOTIFICATIONS>")
+    head = ("PORT", "DIR", "QUEUE>", "WORKER>", "CPU>", "fps>", "FRAMES>", "BYTES>", "NOTIFICATIONS>")
     rows = [
         (row["port"], row["direction"], row["queue"], row["worker"] if row["worker"] >= 0 else "-",
-         row["cpu"] if row["cpu"] >= 0 else "-", row["frames"], row["bytes"], row["notifications"])
+         row["cpu"] if row["cpu"] >= 0 else "-", rate(row["rate"]), row["frames"], row["bytes"], row["notifications"])
         for row in data["queues"]
     ]  # fmt: skip
     session.answer(data, lambda: table(head, rows))

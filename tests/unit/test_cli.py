@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -159,6 +160,20 @@ def test_drops_come_with_their_meaning(api: Service, run: Run) -> None:
     assert "ring_full" in text
     assert "gave no buffers" in text
     assert "gave no buffers" in run("port", "vm1")[1]
+
+
+def test_what_is_lost_now_is_above_what_was_lost_before(api: Service, ask: Callable[..., Any], run: Run) -> None:
+    for name, count in (("vm1", 1000), ("vm2", 0)):
+        api.datapath.counters[name] = idle_port(name)
+        api.datapath.counters[name].tx_drops["ring_full"] = count  # type: ignore[index]
+    old = api.datapath.stats()
+    vm2 = idle_port("vm2")
+    vm2.tx_drops["ring_full"] = 500  # type: ignore[index]
+    api.soon(api.control.rates.add, dataclasses.replace(old, time=old.time - 5))
+    api.datapath.counters["vm2"] = vm2
+    rows = ask("drops")["drops"]
+    assert [(row["port"], row["frames"], row["rate"] > 0) for row in rows] == [("vm2", 500, True), ("vm1", 1000, False)]
+    assert "NOW/s" in run("drops")[1]
 
 
 def test_plan_and_diff_end_with_2_when_something_is_to_do(api: Service, run: Run) -> None:

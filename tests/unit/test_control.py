@@ -114,7 +114,9 @@ def test_a_failed_apply_changes_nothing_and_shows(folder: Path) -> None:
     control = make_control(folder)
     before = dict(memory(control).specs)
     memory(control).refuse = {"vm8": "no memory"}
-    text = config_text(folder, f"  - {{name: vm8, type: vhostuser, socket: {folder}/vm8.sock}}\n").replace("10", "12")
+    text = config_text(folder, f"  - {{name: vm8, type: vhostuser, socket: {folder}/vm8.sock}}\n").replace(
+        "access: 10", "access: 12"
+    )
     with pytest.raises(SwitchError, match="no memory"):
         run(control.apply(control.parse(text, "/x/y.yaml")))
     assert memory(control).specs == before
@@ -143,7 +145,7 @@ def test_a_bridge_that_a_run_time_port_needs_cannot_go(folder: Path) -> None:
 def test_an_unconfirmed_apply_is_undone(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        text = config_text(folder).replace("10", "12")
+        text = config_text(folder).replace("access: 10", "access: 12")
         await control.apply(control.parse(text, "/x/y.yaml"), confirm=0.05)
         assert memory(control).specs["vm1"].vlan.access == 12
         deadline = asyncio.get_running_loop().time() + 10
@@ -162,7 +164,9 @@ def test_a_confirmed_apply_stays_and_can_be_rolled_back(folder: Path) -> None:
             control.confirm()
         with pytest.raises(Missing):
             await control.rollback()
-        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"), confirm=60)
+        await control.apply(
+            control.parse(config_text(folder).replace("access: 10", "access: 12"), "/x/y.yaml"), confirm=60
+        )
         assert control.confirm_deadline is not None
         control.confirm()
         assert control.confirm_deadline is None
@@ -178,7 +182,7 @@ def test_what_came_or_went_by_hand_is_not_rolled_back(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder, text=text)
         await control.add_port(request(folder, "early"))
-        await control.apply(control.parse(text.replace("10", "12"), "/x/y.yaml"))
+        await control.apply(control.parse(text.replace("access: 10", "access: 12"), "/x/y.yaml"))
         await control.add_port(request(folder, "late", macs=["52:54:00:00:00:07"]))
         await control.del_port("vm8")
         await control.del_port("early")
@@ -195,7 +199,7 @@ def test_what_came_or_went_by_hand_is_not_rolled_back(folder: Path) -> None:
 def test_a_rollback_that_fails_can_be_tried_again(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"))
+        await control.apply(control.parse(config_text(folder).replace("access: 10", "access: 12"), "/x/y.yaml"))
         memory(control).refuse = {"vm1": "busy"}
         with pytest.raises(SwitchError, match="busy"):
             await control.rollback()
@@ -209,7 +213,7 @@ def test_a_rollback_that_fails_can_be_tried_again(folder: Path) -> None:
 def test_applying_what_runs_keeps_the_way_back_and_the_timer(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        changed = control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml")
+        changed = control.parse(config_text(folder).replace("access: 10", "access: 12"), "/x/y.yaml")
         await control.apply(changed, confirm=60)
         assert not (await control.apply(changed)).steps
         assert control.confirm_deadline is not None
@@ -222,7 +226,10 @@ def test_applying_what_runs_keeps_the_way_back_and_the_timer(folder: Path) -> No
 def test_while_one_apply_waits_another_must_wait_as_well(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        first, second = (control.parse(config_text(folder).replace("10", vid), "/x/y.yaml") for vid in ("12", "13"))
+        first, second = (
+            control.parse(config_text(folder).replace("access: 10", f"access: {vid}"), "/x/y.yaml")
+            for vid in ("12", "13")
+        )
         await control.apply(first, confirm=60)
         with pytest.raises(SwitchError, match="swctl confirm"):
             await control.apply(second)
@@ -238,7 +245,9 @@ def test_while_one_apply_waits_another_must_wait_as_well(folder: Path) -> None:
 def test_a_timer_that_ends_during_another_change_undoes_only_its_own(folder: Path) -> None:
     async def scenario() -> None:
         control = make_control(folder)
-        await control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml"), confirm=60)
+        await control.apply(
+            control.parse(config_text(folder).replace("access: 10", "access: 12"), "/x/y.yaml"), confirm=60
+        )
         assert control._before
         async with control._lock:
             expiring = asyncio.create_task(control._expire(control._before, 0))
@@ -254,7 +263,7 @@ def test_a_rollback_says_again_what_needs_a_restart(folder: Path) -> None:
     control = make_control(folder)
     other = config_text(folder).replace("cpu: 2", "cpu: 3")
     run(control.apply(control.parse(other, "/x/y.yaml")))
-    run(control.apply(control.parse(other.replace("10", "12"), "/x/y.yaml")))
+    run(control.apply(control.parse(other.replace("access: 10", "access: 12"), "/x/y.yaml")))
     run(control.rollback())
     assert [change.field for change in control.pending_restart] == ["switch.workers"]
 
@@ -267,7 +276,8 @@ def test_a_rollback_says_again_what_needs_a_restart(folder: Path) -> None:
         (lambda control, folder: control.add_flow(Flow("br0", 10, MAC, "vm1")), ["config_changed"]),
         (lambda control, folder: control.delete_flow("br0", 10, MAC), []),
         (lambda control, folder: control.flush("br0", None, None, None), ["config_changed"]),
-        (lambda control, folder: control.apply(control.parse(config_text(folder).replace("10", "12"), "/x/y.yaml")),
+        (lambda control, folder: control.apply(control.parse(
+            config_text(folder).replace("access: 10", "access: 12"), "/x/y.yaml")),
          ["config_changed", "config_applied"]),
         (lambda control, folder: control.apply(control.parse(
             config_text(folder, f"  - {{name: vm8, type: vhostuser, socket: {folder}/vm8.sock}}\n"), "/x/y.yaml")),
@@ -357,10 +367,24 @@ def test_changes_do_not_wait_for_a_slow_disk(folder: Path, monkeypatch: pytest.M
     assert written == [set(), {"vm7"}]
 
 
+def test_a_disk_that_refuses_is_shown_until_it_takes_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = make_control(folder)
+
+    def full(*_: object, **__: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "save", full)
+        run(control.save())
+    assert any("No space left" in warning and "restart would forget" in warning for warning in control.warnings())
+    run(control.save())
+    assert control.warnings() == memory(control).warnings()
+
+
 def test_a_restart_after_the_file_was_edited_follows_the_file(folder: Path) -> None:
     control = make_control(folder)
     run(control.set_port("vm1", {"isolated": True}))
-    after = restarted(folder, control, config_text(folder).replace("10", "13"))
+    after = restarted(folder, control, config_text(folder).replace("access: 10", "access: 13"))
     assert memory(after).specs["vm1"].vlan.access == 13
     assert not memory(after).specs["vm1"].isolated
 
