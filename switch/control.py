@@ -255,12 +255,17 @@ class Control:
             if not policy_only(old, spec):
                 self._check_free(spec)
             running = self.reconciler.running
-            flows = running.flows
+            others = [flow for flow in running.flows if flow.port != name]
             if "macs" in request:
-                flows = with_flows(
-                    [flow for flow in flows if flow.port != name],
-                    [StaticFlow(spec.bridge, untagged_vlan(section.vlan), mac, name) for mac in section.macs],
-                )
+                own = [StaticFlow(spec.bridge, untagged_vlan(section.vlan), mac, name) for mac in section.macs]
+            else:  # its addresses move with it: they are in its bridge, and in its VLAN if they were
+                before, after = untagged_vlan(port_from_spec(old).vlan), untagged_vlan(section.vlan)
+                own = [
+                    replace(flow, bridge=spec.bridge, vlan=after if flow.vlan == before else flow.vlan)
+                    for flow in running.flows
+                    if flow.port == name
+                ]
+            flows = with_flows(others, own)
             ports = tuple(spec if port.name == name else port for port in running.ports)
             steps = plan(running, replace(running, ports=ports, flows=flows))
             await self._carry_out(steps)
@@ -306,6 +311,7 @@ class Control:
             await asyncio.wait({work})
             raise
         except SwitchError as error:
+            log.warning("refused: %s", error)
             self._note("config_refused", detail=str(error))
             raise
         finally:

@@ -151,8 +151,8 @@ class Learning:
                 self._moves.popitem(last=False)
         else:
             self._moves.move_to_end(key)
-        while moves.times and moves.times[0] <= event.time - damping.window:
-            moves.times.popleft()
+        while moves.times and not event.time - damping.window < moves.times[0] <= event.time + 1:
+            moves.times.popleft()  # out of the window; or ahead of it, as the clock was set back
         if not moves.times:
             moves.home, moves.ports = event.old_port, []
         moves.times.append(event.time)
@@ -236,7 +236,9 @@ class Learning:
             try:
                 self._datapath.fdb_set(flow.bridge, flow.vlan, flow.mac, flow.port, flow.owner)
             except SwitchError as error:
-                log.warning("flow %s of port %s could not be set: %s", format_mac(flow.mac), port, error)
+                # Its port is in another bridge now. Kept, it would be saved as if it were set.
+                log.warning("flow %s of port %s is forgotten: %s", format_mac(flow.mac), port, error)
+                del self._flows[flow.key]
 
     def port_deleted(self, port: str) -> None:
         """The port is gone for good: forget its flows (the datapath has dropped its entries)."""

@@ -114,11 +114,12 @@ class Reconciler:
         for step in steps:
             try:
                 done += self._do(step)
-            except SwitchError as error:
+            except Exception as error:
                 failures = self._undo(done)
                 if len(steps) == 1 and not failures:
                     raise
-                raise ApplyError(step, error, failures) from error
+                cause = error if isinstance(error, SwitchError) else SwitchError(f"unforeseen: {error!r}")
+                raise ApplyError(step, cause, failures) from error
             log.info("%s", step.describe())
 
     def forget_flow(self, key: FlowKey) -> None:
@@ -131,7 +132,7 @@ class Reconciler:
         for what, action in reversed(done):
             try:
                 action()
-            except SwitchError as error:
+            except Exception as error:
                 log.error("cannot put back %s: %s", what, error)
                 failures.append(f"{what}: {error}")
         return failures
@@ -161,7 +162,7 @@ class Reconciler:
                 back = self._delete(old_port)
                 try:
                     self._add_port(new_port)
-                except SwitchError as error:
+                except Exception as error:
                     if failures := self._undo(back):
                         raise PortError(
                             new_port.name, f"{error}; the old one is lost: {'; '.join(failures)}"
@@ -206,7 +207,7 @@ class Reconciler:
         if self._helper:
             try:
                 self._helper.added(port)
-            except SwitchError:
+            except BaseException:
                 self._datapath.del_port(port.name)
                 raise
         self._ports[port.name] = port

@@ -200,6 +200,8 @@ class MemoryDatapath:
         self._bridge(bridge)
         if port and port not in self.specs:
             raise FdbError(f"cannot add a MAC table entry: no port {port}")
+        if port and self.specs[port].bridge != bridge:
+            raise FdbError(f"add a MAC table entry: port {port} is in bridge {self.specs[port].bridge}, not {bridge}")
         self.flows[bridge, vlan, mac] = FdbEntry(bridge, vlan, mac, port, owner, 0)
 
     def fdb_del(self, bridge: str, vlan: int, mac: int) -> bool:

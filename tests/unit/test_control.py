@@ -82,6 +82,37 @@ def test_setting_policy_keeps_the_port_and_null_is_the_default(folder: Path) -> 
         run(control.set_port("vm1", {"name": "vm9"}))
 
 
+@pytest.mark.parametrize(
+    ("change", "pins"),
+    [
+        ({"vlan": {"access": 20}}, [("br0", 20), ("br0", 99)]),
+        ({"bridge": "br1"}, [("br1", 10), ("br1", 99)]),
+        ({"bridge": "br1", "vlan": None}, [("br1", 0), ("br1", 99)]),
+        ({"flood": False}, [("br0", 10), ("br0", 99)]),
+        ({"macs": []}, []),
+    ],
+    ids=["VLAN", "bridge", "both", "neither", "no addresses"],
+)
+def test_the_addresses_of_a_port_move_with_it(
+    folder: Path, change: dict[str, Any], pins: list[tuple[str, int]]
+) -> None:
+    bridges = "bridges: [{name: br0, static: [{mac: '52:54:00:00:00:02', vlan: 99, port: vm7}]}, {name: br1}]\n"
+    port = f"  - {{name: vm7, type: vhostuser, socket: {folder}/vm7.sock, macs: ['52:54:00:00:00:01'], "
+    text = config_text(folder, port + "vlan: {trunk: [10, 99], native: 10}}\n", bridges)
+    control = make_control(folder, text=text.replace("type: vhostuser", "type: vhostuser, bridge: br0"))
+    run(control.set_port("vm7", change))
+    flows = memory(control).flows.values()
+    assert sorted((flow.bridge, flow.vlan) for flow in flows if flow.port == "vm7") == pins
+
+
+def test_a_flow_that_its_port_left_behind_is_forgotten(folder: Path) -> None:
+    text = config_text(folder, extra="bridges: [{name: br0}, {name: br1}]\n")
+    control = make_control(folder, text=text.replace("type: vhostuser", "type: vhostuser, bridge: br0"))
+    run(control.add_flow(Flow("br0", 10, MAC, "vm1")))
+    run(control.set_port("vm1", {"bridge": "br1"}))
+    assert control.learning.flows == []
+
+
 def test_a_port_that_is_not_there_is_missing(folder: Path) -> None:
     control = make_control(folder)
     with pytest.raises(Missing, match="vm1, vm2"):

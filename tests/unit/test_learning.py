@@ -93,6 +93,14 @@ def test_slow_moves_never_hold(house: House) -> None:
     assert house.learning.held == []
 
 
+def test_a_clock_that_is_set_back_holds_nobody(house: House) -> None:
+    for _ in range(5):  # a move now and then, an hour back each time
+        house.flap(1)
+        house.clock.now -= 3600
+    house.flap(2)
+    assert house.learning.held == []
+
+
 def test_moves_of_a_held_flow_change_nothing(house: House) -> None:
     house.flap(6)
     before = list(house.datapath.calls)

@@ -106,6 +106,24 @@ def test_a_failed_replacement_brings_the_old_port_and_its_flows_back(
     assert reconciler.ports["vm1"].queues == 1
 
 
+def test_what_nobody_foresaw_is_undone_as_well(house: tuple[MemoryDatapath, Reconciler]) -> None:
+    datapath, reconciler = house
+    before = content(datapath)
+    original = datapath.add_port
+
+    def add_port(spec: PortSpec) -> None:
+        if spec.name == "vm9":
+            raise TypeError("incompatible arguments")
+        original(spec)
+
+    datapath.add_port = add_port  # type: ignore[method-assign]
+    wanted = replace(START, ports=(*START.ports, port("vm8"), port("vm9")))
+    with pytest.raises(ApplyError, match=r"unforeseen: TypeError.*incompatible arguments.*nothing was changed"):
+        reconciler.apply(plan(reconciler.running, wanted))
+    assert content(datapath) == before
+    assert "vm8" not in reconciler.ports
+
+
 def test_when_putting_back_fails_the_message_says_so_and_the_state_is_true(
     house: tuple[MemoryDatapath, Reconciler],
 ) -> None:
