@@ -61,7 +61,18 @@ FAMILIES: dict[str, Family] = {
             "switch_restarts_total", "counter", "", "Starts of this daemon after its first, kept in the state file."
         ),
         _family("switch_plan_generation", "gauge", "", "Forwarding plans published to the workers since the start."),
-        _family("switch_port_up", "gauge", "port", "1 while frames can flow through the port, 0 otherwise."),
+        _family(
+            "switch_port_up",
+            "gauge",
+            "port",
+            "1 while the other side is there and queues run, 0 otherwise; of a disabled port too.",
+        ),
+        _family(
+            "switch_port_enabled",
+            "gauge",
+            "port",
+            "1 if frames may pass through the port, 0 if somebody disabled it.",
+        ),
         _family(
             "switch_port_info",
             "info",
@@ -237,6 +248,7 @@ def render(stats: Stats, statuses: Sequence[PortStatus], facts: ControlFacts) ->
     for status in statuses:
         spec = specs.get(status.name)
         sheet.add("switch_port_up", [status.name], 1 if status.up else 0)
+        sheet.add("switch_port_enabled", [status.name], 0 if spec and not spec.enabled else 1)
         sheet.info(
             "switch_port_info",
             {

@@ -83,7 +83,14 @@ def port_rows(ports: list[dict[str, Any]]) -> str:
 
 
 def why_down(ports: list[dict[str, Any]]) -> list[str]:
-    return [f"{port['name']}: {port['detail']}" for port in ports if not port["up"] and port["detail"]]
+    off = [
+        f"{port['name']}: is disabled, no frame passes: swctl set-port {port['name']} --enabled"
+        for port in ports
+        if not port["enabled"]
+    ]
+    return off + [
+        f"{port['name']}: {port['detail']}" for port in ports if port["enabled"] and not port["up"] and port["detail"]
+    ]
 
 
 def worker_rows(workers: list[dict[str, Any]]) -> str:
@@ -148,7 +155,7 @@ def show(session: Session) -> None:
 
     def text() -> str:
         down = why_down(data["ports"])
-        up = sum(port["up"] for port in data["ports"])
+        up = sum(port["up"] and port["enabled"] for port in data["ports"])
         config = data["config"]
         parts = [
             f"{paint(data['name'], 'bold')}  switchd {data['version']}, pid {data['pid']}, up "

@@ -19,7 +19,6 @@ from switch.cli import cli, main
 from switch.cli.entry import VERBS
 from switch.cli.look import REASONS
 from switch.cli.session import Session
-from switch.cli.table import Cell, duration, rate, table
 from switch.datapath import Event
 from tests.support.daemon import Service, config_text, service
 from tests.support.memory_datapath import idle_port
@@ -67,6 +66,14 @@ def test_show_is_one_screen_that_says_what_is_wrong(api: Service, run: Run) -> N
                   "WORKER", "BRIDGE", "vm1/0"):  # fmt: skip
         assert words in text, words
     assert len(text.splitlines()) < 40
+
+
+def test_a_disabled_port_is_not_counted_as_up_and_is_named(run: Run) -> None:
+    assert "2 of 2 ports up" in run("show")[1]
+    run("set-port", "vm1", "--no-enabled")
+    for verb in ("show", "ports"):
+        assert "vm1: is disabled, no frame passes: swctl set-port vm1 --enabled" in run(verb)[1]
+    assert "1 of 2 ports up" in run("show")[1]
 
 
 @pytest.mark.parametrize(
@@ -462,37 +469,3 @@ def test_every_drop_reason_of_the_core_is_explained() -> None:
     block = header[header.index("kDropReasonNames") :]
     names = re.findall(r'"([a-z_]+)"', block[: block.index("}")])
     assert set(names) == set(REASONS)
-
-
-# ---- text ----
-
-
-def test_tables_align_and_colours_have_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert table(("A", "N>"), [("x", 5), (Cell("long", "red"), 10)]) == "A      N\nx      5\nlong  10"
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert table(("A",), [(Cell("up", "green"),)]).splitlines()[1] == "\x1b[32mup\x1b[0m"
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert table(("A",), [(Cell("up", "green"),)]) == "A\nup"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00k"),
-        (12_345, "12.3k"),
-        (999_999, "1.00M"),
-        (14.88e6, "14.9M"),
-        (4e11, "400G"),
-    ],
-)
-def test_rates_have_three_digits(value: float, text: str) -> None:
-    assert rate(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0s"), (61, "1m 1s"), (3600, "1h"), (93784, "1d 2h")])
-def test_durations_have_two_units(value: float, text: str) -> None:
-    assert duration(value) == text

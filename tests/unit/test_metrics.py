@@ -33,7 +33,7 @@ REASONS = RX_REASONS + TX_REASONS
 def datapath() -> Iterator[MemoryDatapath]:
     made = MemoryDatapath(workers=(2, 3))
     made.add_bridge("br0", 300, 1024)
-    made.add_port(PortSpec("vm1", "vhostuser", "br0", socket="/run/vm1.sock", socket_owner="peer"))
+    made.add_port(PortSpec("vm1", "vhostuser", "br0", socket="/run/vm1.sock", socket_owner="peer", enabled=False))
     made.add_port(PortSpec("up", "tap", "br0", device="tap0"))
     made.down["up"] = "no carrier"
     yield made
@@ -55,6 +55,7 @@ def samples(datapath: MemoryDatapath) -> dict[str, dict[tuple[tuple[str, str], .
 def test_values_carry_the_promised_labels(datapath: MemoryDatapath) -> None:
     found = samples(datapath)
     assert found["switch_port_up"] == {(("port", "vm1"),): 1, (("port", "up"),): 0}
+    assert found["switch_port_enabled"] == {(("port", "vm1"),): 0, (("port", "up"),): 1}
     info = {dict(labels)["port"]: dict(labels) for labels in found["switch_port_info"]}
     assert info["vm1"] == {"port": "vm1", "type": "vhostuser", "bridge": "br0", "device": "", "socket_owner": "peer"}
     assert info["up"]["device"] == "tap0"
