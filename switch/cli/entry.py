@@ -175,6 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(session, str(error), "", body, plain=True)
     except SwitchError as error:
         return _fail(session, str(error), "", {"kind": "control"})
+    except KeyError as error:
+        # After an upgrade the old daemon goes on until it is restarted: its answers lack what this swctl shows.
+        return _fail(
+            session,
+            f"the answer of switchd at {session.control} has no {error}: it is of another version than this swctl; "
+            "restart the daemon, or use the swctl that came with it",
+            "",
+            {"kind": "control"},
+        )
     except UnicodeEncodeError as error:
         return _fail(session, f"{error.object!r} is not text in UTF-8", "", {"kind": "usage"})
     except BrokenPipeError:

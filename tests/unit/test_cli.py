@@ -320,6 +320,14 @@ def test_a_mistake_ends_with_1_and_a_line_that_helps(run: Run, arguments: list[s
     assert len(errors.splitlines()) <= 2
 
 
+def test_a_daemon_of_another_version_is_an_error_with_a_way_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "ask", lambda *_, **__: {"drops": [{"port": "vm1", "direction": "rx"}]})
+    status, text, errors = run("drops")
+    assert (status, text) == (1, "")
+    assert "has no 'reason'" in errors
+    assert "restart the daemon" in errors
+
+
 def test_no_verb_shows_the_help(run: Run) -> None:
     status, text, errors = run()
     assert (status, errors) == (1, "")
