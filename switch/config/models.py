@@ -105,8 +105,8 @@ class SwitchSection(Section):
     state_dir: Annotated[
         DirectoryPath | None,
         Field(
-            description="directory that keeps learned flows and run-time ports over a restart; absent: the "
-            "daemon's default"
+            description="directory that keeps learned flows and run-time ports over a restart; absent: "
+            "$STATE_DIRECTORY (systemd), or where the control socket is"
         ),
     ] = None
 

@@ -178,11 +178,12 @@ def test_an_unconfirmed_apply_is_undone(folder: Path) -> None:
         control = make_control(folder)
         text = config_text(folder).replace("access: 10", "access: 12")
         await control.apply(control.parse(text, "/x/y.yaml"), confirm=0.05)
-        assert memory(control).specs["vm1"].vlan.access == 12
         deadline = asyncio.get_running_loop().time() + 10
-        while memory(control).specs["vm1"].vlan.access == 12:
+        while not control.events.recent(kind="config_rolled_back"):
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.01)
+        done = [record.event.detail for record in control.events.recent(kind="config_changed")]
+        assert done == ["set port vm1: vlan access 10 -> access 12", "set port vm1: vlan access 12 -> access 10"]
         assert memory(control).specs["vm1"].vlan.access == 10
 
     run(scenario())

@@ -6,9 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +31,8 @@ from switch.notify import Notifier
 from switch.state import StateFile
 from tests.support.daemon import MACHINE, config_text
 from tests.support.memory_datapath import MemoryDatapath
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Run:
@@ -210,6 +216,53 @@ def test_systemd_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hear()
     assert heard[0].startswith("READY=1\nSTATUS=2 ports")
     assert any(line == "STOPPING=1" for line in heard)
+
+
+def test_state_goes_to_the_directory_that_systemd_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (variable, key, where) in enumerate(
+        [("one:two", "", "one"), ("one", "three", "three"), ("", "", ".")]  # $STATE_DIRECTORY, state_dir, the place
+    ):
+        for name in ("one", "two", "three"):
+            (folder / f"{number}/{name}").mkdir(parents=True)
+        here = folder / str(number)
+        monkeypatch.setenv("STATE_DIRECTORY", ":".join(str(here / part) for part in variable.split(":") if part))
+        text = config_text(here)
+        if key:
+            text = text.replace("switch: {", f"switch: {{state_dir: {here / key}, ")
+        assert live(Run(here, text), nothing) == 0
+        assert [str(path.parent.relative_to(here)) for path in here.rglob("*.state.json")] == [where]
+
+
+def test_the_sample_unit_is_sound_and_what_the_daemon_serves() -> None:
+    path = ROOT / "configs/switchd.service"
+    unit = path.read_text()
+    for line in (
+        "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "RuntimeDirectory=switch",
+        "StateDirectory=switch",
+    ):
+        assert line in unit.splitlines()
+    needed = shutil.which("systemd-analyze")
+    if needed is None:
+        pytest.skip("systemd-analyze is missing: install the package systemd")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "switchd.service"
+        copy.write_text(unit.replace("/opt/switch/bin/switchd", "/bin/true"))
+        done = subprocess.run([needed, "verify", str(copy)], capture_output=True, text=True, check=False)
+    ours = [line for line in done.stderr.splitlines() if "switchd.service" in line]
+    assert ours == []
+
+
+@pytest.mark.parametrize(("soft", "hard", "after"), [(64, 4096, 4096), (4096, 4096, 4096)])
+def test_the_limit_of_descriptors_is_the_hard_one(soft: int, hard: int, after: int) -> None:
+    code = (
+        "import resource; from switch.daemon import raise_descriptor_limit; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); raise_descriptor_limit(); "
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(after), str(hard)]
 
 
 def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
