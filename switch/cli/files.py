@@ -163,6 +163,10 @@ def save(session: Session, file: str | None) -> None:
         click.echo(data["yaml"], nl=False)
         return
     path = Path(file or data["file"])
+    answer = {"file": str(path), "hash": data["hash"]}
+    if path.is_file() and path.read_bytes() == data["yaml"].encode():
+        session.answer(answer, lambda: f"{path} says so already")  # and FILE.old stays what a person wrote
+        return
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -175,7 +179,7 @@ def save(session: Session, file: str | None) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    session.answer({"file": str(path), "hash": data["hash"]}, lambda: f"written to {path}")
+    session.answer(answer, lambda: f"written to {path}")
 
 
 @click.command(cls=Verb)

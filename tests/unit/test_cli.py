@@ -240,6 +240,8 @@ def test_save_writes_what_runs_and_keeps_the_old_file(api: Service, run: Run) ->
     assert run("save")[0] == 0
     assert "9000" in api.control.path.read_text()
     assert api.control.path.with_name("switch.yaml.old").read_text() == old
+    assert run("save")[1].endswith("says so already\n")  # a second time: what a person wrote is still there
+    assert api.control.path.with_name("switch.yaml.old").read_text() == old
     assert run("plan", str(api.control.path))[0] == 0
     assert "9000" in run("save", "-")[1]
     assert run("save", f"{api.folder}/none/x.yaml")[0] == 1
