@@ -53,7 +53,7 @@ def make_app(control: Control, registry: CollectorRegistry) -> FastAPI:
     }
     app = FastAPI(
         title="switchd control API", version=version(), description=DESCRIPTION, responses=errors, docs_url=None,
-        redoc_url=None,
+        redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     _errors(app)
     _show(app, control)
@@ -323,15 +323,18 @@ def _errors(app: FastAPI) -> None:
             ]  # fmt: skip
         return _answer(status, kind, str(error), faults)
 
-    async def malformed(_: Request, error: Exception) -> Response:
+    async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         lines: list[Mapping[str, Any]] = list(error.errors())
         text = "; ".join(f"{'.'.join(map(str, line['loc'][1:])) or 'body'}: {line['msg']}" for line in lines)
+        if request.method != "GET" and "json" not in request.headers.get("content-type", ""):
+            text += "; send the body as JSON, with the header Content-Type: application/json"
         return _answer(400, "request", text)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _answer(error.status_code, "request", str(error.detail))
+        what = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what may be asked"
+        return _answer(error.status_code, "request", what)
 
     async def unforeseen(_: Request, error: Exception) -> Response:
         return _answer(500, "internal", f"{type(error).__name__}: {error}; the daemon's log has the details")
