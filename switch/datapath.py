@@ -238,6 +238,7 @@ class NicHandles:
     max_inline: int
     rx_checksum: bool
     tx_checksum: bool
+    tx_checksum_v6: bool
     max_tso: int  # payload bytes of a TCP segment that the device cuts; 0: it cuts none
     max_tso_header: int  # bytes of headers in front of it
     rx_work_queues: bool  # rx names work queues, not queue pairs

@@ -27,6 +27,7 @@ NicHandles nic_handles(const py::dict& dict) {
   handles.max_inline = dict["max_inline"].cast<uint32_t>();
   handles.rx_checksum = dict["rx_checksum"].cast<bool>();
   handles.tx_checksum = dict["tx_checksum"].cast<bool>();
+  handles.tx_checksum_v6 = dict["tx_checksum_v6"].cast<bool>();
   handles.max_tso = dict["max_tso"].cast<uint32_t>();
   handles.max_tso_header = dict["max_tso_header"].cast<uint32_t>();
   handles.rx_work_queues = dict["rx_work_queues"].cast<bool>();

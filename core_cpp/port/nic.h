@@ -40,7 +40,8 @@ struct NicHandles {
   uint32_t lkey = 0;                         // of the registered memory
   uint32_t max_inline = 0;                   // bytes that a send request can carry by itself
   bool rx_checksum = false;                  // the device verifies checksums
-  bool tx_checksum = false;                  // the device computes checksums
+  bool tx_checksum = false;                  // the device computes checksums: TCP and UDP over IPv4
+  bool tx_checksum_v6 = false;               // and over IPv6
   uint32_t max_tso = 0;                      // payload bytes of a TCP segment that the device cuts; 0: it cuts none
   uint32_t max_tso_header = 0;               // bytes of headers in front of it
   bool rx_work_queues = false;               // rx names work queues behind an indirection table, not queue pairs

@@ -166,6 +166,7 @@ Result<int> VerbsPort::attach(const NicHandles& handles) {
     const VerbsTx::Options options{.mtu = mtu_,
                                    .max_inline = handles.max_inline,
                                    .checksum = handles.tx_checksum && config_.offloads,
+                                   .checksum_v6 = handles.tx_checksum_v6 && config_.offloads,
                                    .offloads = config_.offloads,
                                    .max_tso = handles.max_tso,
                                    .max_tso_header = handles.max_tso_header};
@@ -271,6 +272,8 @@ PortStatus VerbsPort::status() const {
                                      : handles_.rx_checksum                         ? "receive"
                                      : handles_.tx_checksum                         ? "transmit"
                                                                                     : "none";
+  // Devices say of received frames over IPv4 alone whether their checksums are right.
+  status.facts["checksum_offload_ipv6"] = config_.offloads && handles_.tx_checksum_v6 ? "transmit" : "none";
   status.facts["segmentation_offload"] = segmentation();
   add_rings(status);
   if (const std::string broken = fault(); !broken.empty()) {

@@ -16,10 +16,13 @@ namespace sw {
 namespace {
 
 // IBV_SEND_IP_CSUM computes the checksums of the IPv4 header and of the TCP or UDP behind it, wherever the sender said
-// they are: only a frame that means the same may use it.
-bool device_can_finish(const Frame& frame) {
+// they are: only a frame that means the same may use it. Of IPv6 its manual page does not speak: `v6` says that the
+// device is one that does it.
+bool device_can_finish(const Frame& frame, bool v6) {
   const auto packet = parse_packet({frame.data(), frame.head_len});
-  if (!packet || packet->ip_version != 4 || packet->fragment || packet->l4_header_bytes == 0) return false;
+  if (!packet || packet->fragment || packet->l4_header_bytes == 0) return false;
+  const bool plain_v6 = packet->ip_version == 6 && packet->l4 == packet->l3 + kIpv6HeaderBytes;
+  if (packet->ip_version != 4 && !(v6 && plain_v6)) return false;
   const bool tagged = packet->l3 == kEthHeaderBytes + kVlanTagBytes && ethertype(frame) == kEtherTypeVlan;
   if ((packet->l3 != kEthHeaderBytes && !tagged) || frame.vnet.csum_start != packet->l4) return false;
   if (packet->protocol == kProtocolTcp) return frame.vnet.csum_offset == kTcpChecksumOffset;
@@ -46,7 +49,8 @@ VerbsTx::VerbsTx(ibv_qp* qp, const VerbsSlots& slots, Options options, QueueCoun
   // The device computes the checksums of what it cuts, so it must have both.
   device_cuts_ = options_.offloads && options_.checksum && options_.max_tso != 0;
   caps_.checksum = options_.offloads;
-  caps_.tso4 = caps_.tso6 = device_cuts_;
+  caps_.tso4 = device_cuts_;
+  caps_.tso6 = device_cuts_ && options_.checksum_v6;
   for (uint32_t i = 0; i < kMaxBatch; ++i) {
     requests_[i] = {};
     requests_[i].sg_list = &pieces_[i];
@@ -110,7 +114,7 @@ void VerbsTx::add(const Frame& frame, PortWorkerCounters& drops) {
   if (exceeds_mtu(frame, options_.mtu) || bytes > slots_.slot_bytes) return drops.drop_tx(DropReason::kMtuExceeded);
   uint8_t* const slot = reserve(1, drops);
   if (slot == nullptr) return;
-  const bool by_device = needs_checksum(frame) && options_.checksum && device_can_finish(frame);
+  const bool by_device = needs_checksum(frame) && options_.checksum && device_can_finish(frame, options_.checksum_v6);
   const bool in_place = needs_checksum(frame) && !by_device;
   const bool small = bytes <= options_.max_inline;
   const uint8_t* source = frame.data();
@@ -145,7 +149,8 @@ bool VerbsTx::device_can_cut(const Frame& frame, const Segmenter& segmenter, uin
   if (packet.l3 != kEthHeaderBytes + (tagged ? kVlanTagBytes : 0)) return false;
   const uint8_t type = frame.vnet.gso_type;
   if (type != VIRTIO_NET_HDR_GSO_TCPV4 && type != VIRTIO_NET_HDR_GSO_TCPV6) return false;
-  if (packet.ip_version == 6 && packet.l4 != packet.l3 + kIpv6HeaderBytes) return false;  // extension headers
+  const bool extended = packet.l4 != packet.l3 + kIpv6HeaderBytes;
+  if (packet.ip_version == 6 && (extended || !options_.checksum_v6)) return false;
   if (segmenter.header_bytes() > std::min(options_.max_tso_header, kMaxTsoHeaderBytes)) return false;
   return segmenter.count() > 1 && segmenter.all_payload_bytes() <= options_.max_tso &&
          2 * slots + kSignalEvery <= slots_.count;

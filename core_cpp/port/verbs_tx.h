@@ -7,8 +7,8 @@
 // lie in the head is carried by the request itself and needs no copy; frames below the Ethernet minimum are padded with
 // zeros.
 //
-// Checksums that the sender left open are computed by the device where it can (TCP and UDP over IPv4, not fragmented),
-// and otherwise in the slot. Large TCP segments are cut by the device where it can: its headers travel in the request,
+// Checksums that the sender left open are computed by the device where it can (TCP and UDP over IPv4, not fragmented; over
+// IPv6 without extension headers if it is known to), and otherwise in the slot. Large TCP segments are cut by the device where it can: its headers travel in the request,
 // its payload lies in as many neighbouring slots as it needs. Others, and those that the device would not understand,
 // are cut here, each piece into a slot of its own. A device that has segmentation and a library that refuses the request
 // for it (mlx4) is asked once. Nothing is sent from the guest's memory itself: its descriptors go back when the pass
@@ -28,7 +28,8 @@ class VerbsTx : public TxQueue {
   struct Options {
     uint32_t mtu = 0;  // of the device: bytes of L3
     uint32_t max_inline = 0;
-    bool checksum = false;        // the device computes checksums
+    bool checksum = false;        // the device computes checksums: TCP and UDP over IPv4
+    bool checksum_v6 = false;     // and over IPv6
     bool offloads = true;         // take frames with open checksums at all
     uint32_t max_tso = 0;         // payload of a large segment that the device cuts; 0: it cuts none
     uint32_t max_tso_header = 0;  // headers in front of it

@@ -115,7 +115,7 @@ def hand_over(verbs: Any, datapath: Any, mr: Any, qp: Any) -> None:
         ("beside it", replace(right, pointer=right.pointer + 8)),
         ("a Python object", NicQueue(id(qp) & ~7, right.number, right.type, right.state)),
     ):
-        handles = NicHandles(mr.lkey, 0, False, False, 0, 0, False, (handle,), (handle,), {})
+        handles = NicHandles(mr.lkey, 0, False, False, False, 0, 0, False, (handle,), (handle,), {})
         try:
             datapath.nic_attach("up", handles)
         except PortError as error:

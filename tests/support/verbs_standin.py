@@ -62,7 +62,7 @@ class Standin:
         return ["env", f"LD_PRELOAD={self.library}", f"VERBS_STANDIN={self.folder}"]
 
     def set(self, device: str, interface: str, **settings: int) -> None:
-        """Make a device, or change it. settings: active, rss, csum, raw, ethernet, max_qp_wr, tso,
+        """Make a device, or change it. settings: active, rss, csum, csum6, raw, ethernet, max_qp_wr, tso,
         no_tso_opcode."""
         words = [f"interface={interface}", *(f"{key}={value}" for key, value in settings.items())]
         fresh = self.folder / f"{device}.new"

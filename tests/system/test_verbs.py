@@ -107,6 +107,7 @@ def test_status_says_what_the_device_is(lab: Lab) -> None:
     assert facts["device"] == "mlx5_0"
     assert facts["steering"] == "all"
     assert facts["checksum_offload"] == "both ways"
+    assert facts["checksum_offload_ipv6"] == "transmit"
     assert facts["segmentation_offload"] == "TCP up to 262144 bytes"
     assert facts["receive_queues"] == "1 of 1"
     rings = {ring["name"]: ring["facts"] for ring in status["rings"]}
@@ -139,7 +140,26 @@ SIZES = [1, 18, 86, 87, 200, 1458]
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("tagged", [False, True], ids=["untagged", "tagged"])
 def test_open_checksums_leave_finished(lab: Lab, version: int, tagged: bool) -> None:
-    """IPv4 by the device, IPv6 in the slot. Frames of every path: inline, padded, copied."""
+    open_checksums_leave_finished(lab, version, tagged)
+
+
+def test_open_checksums_over_ipv6_are_not_left_to_a_device_that_is_not_known_to_compute_them(folder: Path) -> None:
+    """The stand-in ends the daemon that does."""
+    with make_lab(folder, None, csum6=0) as lab:
+        lab.switch.wait_up("up")
+        assert lab.status()["facts"]["checksum_offload"] == "both ways"
+        assert lab.status()["facts"]["checksum_offload_ipv6"] == "none"
+        open_checksums_leave_finished(lab, 6, tagged=False)
+        with lab.guest(offloads=True) as guest, Wire(lab.far, "far0") as wire:
+            frame, vnet = large_segment(6, 5000, sport=1005)
+            guest.send(frame, vnet=vnet)
+            for at in range(0, 5000, vnet.gso_size):
+                check_checksums(wire.wait_for(partial(is_piece, 1005, at)))
+        assert lab.status()["counters"]["tso_frames"] == 0
+
+
+def open_checksums_leave_finished(lab: Lab, version: int, tagged: bool) -> None:
+    """By the device. Frames of every path: inline, padded, copied."""
     l3: Packet = IP(src=NEAR, dst=FAR) if version == 4 else IPv6(src="fd09::1", dst="fd09::2")
     with lab.guest(offloads=True) as guest, Wire(lab.far, "far0") as wire:
         for number, size in enumerate(SIZES):

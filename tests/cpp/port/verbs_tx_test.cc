@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "net/tunnel_frames.h"
 #include "port/verbs_fake.h"
 
 using namespace sw;
@@ -117,17 +118,22 @@ TEST_CASE("VerbsTx: open checksums are finished by the device or in the slot") {
     const char* situation;
     OffloadShape shape;
     bool device_has_it, by_device;
+    bool v6 = false;
   };
   const Row rows[] = {{"TCP over IPv4", {.payload = 200}, true, true},
                       {"UDP over IPv4", {.udp = true, .payload = 30}, true, true},
                       {"behind a tag", {.tags = 1, .payload = 200}, true, true},
                       {"behind two tags", {.tags = 2, .payload = 200}, true, false},
                       {"IPv4 with options", {.ip_options = 8, .payload = 200}, true, true},
-                      {"TCP over IPv6", {.ip_version = 6, .payload = 200}, true, false},
+                      {"TCP over IPv6", {.ip_version = 6, .payload = 200}, true, true, true},
+                      {"UDP over IPv6, tagged", {.ip_version = 6, .udp = true, .tags = 1}, true, true, true},
+                      {"IPv6, not known to be done", {.ip_version = 6, .payload = 200}, true, false},
+                      {"extension headers", {.ip_version = 6, .ip_options = 8, .payload = 200}, true, false, true},
+                      {"IPv6, the device has none", {.ip_version = 6, .payload = 200}, false, false, true},
                       {"the device cannot", {.payload = 200}, false, false}};
   for (const Row& row : rows) {
     CAPTURE(row.situation);
-    Bed bed({.checksum = row.device_has_it});
+    Bed bed({.checksum = row.device_has_it, .checksum_v6 = row.v6});
     CHECK(bed.tx->caps().checksum);
     const OffloadFrame frame = make_offload_frame(row.shape);
     bed.add(frame.bytes, frame.vnet);
@@ -153,6 +159,8 @@ TEST_CASE("VerbsTx: offsets that the device would not understand are not left to
   elsewhere.csum_start = static_cast<uint16_t>(elsewhere.csum_start + 2);
   VnetHeader offset = good.vnet;
   offset.csum_offset = 6;
+  const OffloadFrame vxlan = make_tunnel_frame(good, {.checksum = true});
+  const OffloadFrame in_v6 = make_tunnel_frame(good, {.ip_version = 6, .checksum = true});
   VnetHeader outside = good.vnet;
   outside.csum_start = 0xffff;
   struct Row {
@@ -161,14 +169,14 @@ TEST_CASE("VerbsTx: offsets that the device would not understand are not left to
     VnetHeader vnet;
     uint64_t dropped;
   };
-  const Row rows[] = {{"a fragment", fragment.bytes, good.vnet, 0},
-                      {"behind a service tag", service.bytes, service.vnet, 0},
-                      {"another start", good.bytes, elsewhere, 0},
-                      {"another field", good.bytes, offset, 0},
-                      {"outside the frame", good.bytes, outside, 1}};
+  const Row rows[] = {
+      {"a fragment", fragment.bytes, good.vnet, 0}, {"behind a service tag", service.bytes, service.vnet, 0},
+      {"in a tunnel", vxlan.bytes, vxlan.vnet, 0},  {"in a tunnel over IPv6", in_v6.bytes, in_v6.vnet, 0},
+      {"another start", good.bytes, elsewhere, 0},  {"another field", good.bytes, offset, 0},
+      {"outside the frame", good.bytes, outside, 1}};
   for (const Row& row : rows) {
     CAPTURE(row.situation);
-    Bed bed({.checksum = true});
+    Bed bed({.checksum = true, .checksum_v6 = true});
     bed.add(row.bytes, row.vnet);
     bed.send();
     CHECK(bed.dropped(DropReason::kOffloadUnsupported) == row.dropped);
@@ -294,7 +302,7 @@ TEST_CASE("VerbsTx: large segments are left to a device that cuts them") {
                       {"as long as the device takes", {.payload = 30'000, .gso_size = 1448}}};
   for (const Row& row : rows) {
     CAPTURE(row.situation);
-    Bed bed({.checksum = true, .max_tso = 30'000, .max_tso_header = 144});
+    Bed bed({.checksum = true, .checksum_v6 = true, .max_tso = 30'000, .max_tso_header = 144});
     CHECK(bed.tx->caps().tso4);
     CHECK(bed.tx->caps().tso6);
     CHECK_FALSE(bed.tx->caps().ecn);
@@ -343,7 +351,7 @@ TEST_CASE("VerbsTx: large segments that the device would not understand are cut 
       {"the device cuts none", make_offload_frame({.payload = 5'000, .gso_size = 1400}), false}};
   for (const Row& row : rows) {
     CAPTURE(row.situation);
-    Bed bed({.checksum = true, .max_tso = row.cuts ? 30'000U : 0U, .max_tso_header = 120});
+    Bed bed({.checksum = true, .checksum_v6 = true, .max_tso = row.cuts ? 30'000U : 0U, .max_tso_header = 120});
     bed.add(row.frame.bytes, row.frame.vnet);
     bed.send();
     const std::vector<Bytes> expected = naive_segments(row.frame);
@@ -358,6 +366,9 @@ TEST_CASE("VerbsTx: large segments that the device would not understand are cut 
     CHECK(bed.drops.segmented.get() == expected.size() - 1);
     CHECK(bed.tx->tso_frames() == 0);
   }
+  const VerbsTx::Options no_v6{.checksum = true, .max_tso = 30'000, .max_tso_header = 144};
+  CHECK(Bed(no_v6).tx->caps().tso4);
+  CHECK_FALSE(Bed(no_v6).tx->caps().tso6);
   CHECK_FALSE(Bed({.checksum = false, .max_tso = 30'000, .max_tso_header = 144}).tx->caps().tso4);
   CHECK_FALSE(Bed({.checksum = true, .offloads = false, .max_tso = 30'000, .max_tso_header = 144}).tx->caps().tso4);
 }
@@ -375,7 +386,7 @@ TEST_CASE("VerbsTx: large segments that cannot leave are dropped and named") {
       {"a checksum elsewhere", elsewhere, DropReason::kOffloadUnsupported}};
   for (const Row& row : rows) {
     CAPTURE(row.situation);
-    Bed bed({.mtu = 1500, .checksum = true, .max_tso = 65'535, .max_tso_header = 144});
+    Bed bed({.mtu = 1500, .checksum = true, .checksum_v6 = true, .max_tso = 65'535, .max_tso_header = 144});
     bed.add(row.frame.bytes, row.frame.vnet);
     bed.send();
     CHECK(bed.device.sent.empty());
@@ -384,7 +395,7 @@ TEST_CASE("VerbsTx: large segments that cannot leave are dropped and named") {
 }
 
 TEST_CASE("VerbsTx: a library that refuses large segments is asked once, then they are cut here") {
-  Bed bed({.checksum = true, .max_tso = 65'535, .max_tso_header = 144});
+  Bed bed({.checksum = true, .checksum_v6 = true, .max_tso = 65'535, .max_tso_header = 144});
   bed.device.has_tso = false;
   const OffloadFrame frame = make_offload_frame({.payload = 10'000, .gso_size = 1448});
   CHECK(bed.tx->device_cuts());
@@ -405,7 +416,7 @@ TEST_CASE("VerbsTx: a library that refuses large segments is asked once, then th
 TEST_CASE("VerbsTx: large and small frames share the slots for ever, none is written while the device reads it") {
   for (const bool by_device : {true, false}) {
     CAPTURE(by_device);
-    Bed bed({.checksum = true, .max_tso = by_device ? 65'535U : 0U, .max_tso_header = 144});
+    Bed bed({.checksum = true, .checksum_v6 = true, .max_tso = by_device ? 65'535U : 0U, .max_tso_header = 144});
     std::mt19937 random(7);
     std::vector<OffloadFrame> large;  // made once: making them is most of the work
     for (int i = 0; i < 64; ++i) {

@@ -39,12 +39,13 @@ int read_settings(const char* device, struct settings* out) {
   snprintf(path, sizeof path, "%s/%s", folder(), device);
   FILE* const file = fopen(path, "re");
   if (!file) return ENODEV;
-  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .raw = 1, .ethernet = 1, .max_qp_wr = 8192, .tso = 262144};
+  *out = (struct settings){.active = 1, .rss = 1, .csum = 1, .csum6 = 1, .raw = 1, .ethernet = 1, .max_qp_wr = 8192, .tso = 262144};
   while (fscanf(file, "%127s", word) == 1) {
     sscanf(word, "interface=%31s", out->interface);
     sscanf(word, "active=%d", &out->active);
     sscanf(word, "rss=%d", &out->rss);
     sscanf(word, "csum=%d", &out->csum);
+    sscanf(word, "csum6=%d", &out->csum6);
     sscanf(word, "raw=%d", &out->raw);
     sscanf(word, "ethernet=%d", &out->ethernet);
     sscanf(word, "max_qp_wr=%d", &out->max_qp_wr);
@@ -88,6 +89,7 @@ int ibv_query_device(struct ibv_context* ib, struct ibv_device_attr* attr) {
   struct context* const c = context_of(ib);
   memset(attr, 0, sizeof *attr);
   snprintf(attr->fw_ver, sizeof attr->fw_ver, "stand-in");
+  attr->vendor_id = c->settings.csum6 ? 0x02c9 : 0x1234;
   attr->max_qp_wr = c->settings.max_qp_wr;
   attr->max_cqe = 1 << 20;
   attr->max_sge = 4;

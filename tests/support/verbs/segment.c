@@ -43,6 +43,7 @@ int send_segments(struct context* c, const struct fake_qp* qp, const struct ibv_
   if (!(wr->send_flags & IBV_SEND_IP_CSUM)) DIE("a large segment without checksums");
   const struct parsed headers = parse_headers(header, header_bytes);
   if (headers.transport != 6) DIE("the headers of a large segment are not those of TCP");
+  if (headers.ip == 6 && !c->settings.csum6) DIE("a large segment over IPv6 on a device that is not known to do that");
   const unsigned interface_mtu = wire_mtu(c);
   if (header_bytes - headers.l3 + mss > interface_mtu) DIE("segments of %u bytes on a wire of %u", mss, interface_mtu);
   for (unsigned at = 0, number = 0; at < payload; at += mss, ++number) {

@@ -31,6 +31,7 @@ enum {
 struct settings {
   char interface[32];
   int active, rss, csum;
+  int csum6;         /* it is by the vendor whose NICs compute checksums over IPv6 as well */
   int raw, ethernet; /* has raw packet queue pairs; its port is an Ethernet port */
   int max_qp_wr;
   int tso;           /* bytes of a large segment; 0: none */

@@ -162,7 +162,8 @@ static int send_frame(struct context* c, const struct fake_qp* qp, const struct 
   if (bytes < 60) DIE("a frame of %u bytes below the Ethernet minimum", bytes);
   if (wr->send_flags & IBV_SEND_IP_CSUM) {
     const struct parsed p = parse(frame, bytes);
-    if (p.ip != 4 || p.transport == 0) DIE("IBV_SEND_IP_CSUM on a frame that is no TCP or UDP over IPv4");
+    if (p.transport == 0) DIE("IBV_SEND_IP_CSUM on a frame that is no TCP or UDP");
+    if (p.ip == 6 && !c->settings.csum6) DIE("IBV_SEND_IP_CSUM over IPv6 on a device that is not known to do that");
     write_checksums(frame, &p);
   }
   put_on_wire(c, frame, bytes);
