@@ -258,11 +258,12 @@ class Daemon:
     async def _read_again(self, control: Any) -> None:
         log.info("reading %s again", self._path)
         self._notifier.send("RELOADING=1")
+        config: Config | None = None
         try:
             config = await asyncio.to_thread(load_config, self._path, self._machine)
             planned = await control.reload(config)
         except ConfigError as error:
-            control.refused(error)
+            control.refused(None if config else error)  # what `reload` refuses it has noted
             for fault in error.faults:
                 log.error("%s", fault)
             log.error("%s has %s: nothing was changed", self._path, _count(len(error.faults), "fault"))

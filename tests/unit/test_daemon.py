@@ -80,6 +80,16 @@ def live(run: Run, scenario: Callable[[asyncio.Task[int]], Awaitable[None]]) -> 
     return asyncio.run(play())
 
 
+async def ask(folder: Path, method: str, path: str, body: str = "") -> str:
+    reader, writer = await asyncio.open_unix_connection(str(folder / "control.sock"))
+    head = f"{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write((head + body).encode())
+    reply = (await reader.read()).decode()
+    writer.close()
+    assert " 20" in reply.splitlines()[0], reply
+    return reply
+
+
 async def nothing(_: asyncio.Task[int]) -> None:
     return None
 
@@ -108,6 +118,38 @@ def test_sighup_applies_the_file_and_a_bad_one_changes_nothing(folder: Path) -> 
             reply = await reader.read()
             writer.close()
         assert set(run.datapath.specs) == {"vm1", "vm2"}
+
+    assert live(run, scenario) == 0
+
+
+def test_a_refused_file_is_one_event(folder: Path) -> None:
+    two_bridges = config_text(folder, extra="bridges: [{name: br0}, {name: br1}]\n").replace(
+        "user,", "user, bridge: br0,"
+    )
+    run = Run(folder, two_bridges)
+    kind = "/v1/events?kind=config_refused"
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        run.datapath.refuse = {"vm3": "no memory"}
+        port = f'{{"name": "vm9", "type": "vhostuser", "bridge": "br1", "socket": "{folder}/vm9.sock"}}'
+        await ask(folder, "POST", "/v1/ports", port)
+        for number, text in enumerate(
+            [
+                two_bridges + "prots: 1\n",  # its own fault
+                two_bridges.replace("vm2", "vm3"),  # the datapath's
+                config_text(folder),  # no bridge for vm9, which was added at run time
+            ],
+            start=1,
+        ):
+            run.path.write_text(text)
+            os.kill(os.getpid(), signal.SIGHUP)
+            reply = ""
+            while reply.count("config_refused") < number:
+                assert not task.done()
+                reply = await ask(folder, "GET", kind)
+            while run.daemon._reloading.locked():
+                await asyncio.sleep(0.01)
+            assert (await ask(folder, "GET", kind)).count("config_refused") == number
 
     assert live(run, scenario) == 0
 
@@ -152,17 +194,10 @@ def test_a_change_is_saved_at_once_and_after_a_failure_too(folder: Path, monkeyp
 
     monkeypatch.setattr(StateFile, "save", save)
 
-    async def ask(method: str, path: str, body: str = "") -> None:
-        reader, writer = await asyncio.open_unix_connection(str(folder / "control.sock"))
-        head = f"{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write((head + body).encode())
-        assert b" 20" in (await reader.read()).splitlines()[0]
-        writer.close()
-
     async def scenario(task: asyncio.Task[int]) -> None:
-        await ask("PATCH", "/v1/ports/vm1", '{"isolated": true}')
+        await ask(folder, "PATCH", "/v1/ports/vm1", '{"isolated": true}')
         await until(failed.is_set, task)
-        await ask("PATCH", "/v1/ports/vm1", '{"flood": false}')
+        await ask(folder, "PATCH", "/v1/ports/vm1", '{"flood": false}')
         await until(lambda: state.exists() and '"flood":false' in state.read_text(), task)
 
     monkeypatch.setattr(daemon, "SAVE_INTERVAL", 1000.0)
