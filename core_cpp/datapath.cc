@@ -272,6 +272,7 @@ std::unique_ptr<Plan> Datapath::build_plan() {
     if (record->paused == 0) {
       rx_queues = record->port->rx_queues();
       tx_queues = record->port->tx_queues();
+      if (!record->captures.empty()) put_captures_before(*record, *policy, view, rx_queues, tx_queues, *plan);
       std::erase(tx_queues, nullptr);
     }
     for (size_t i = 0; i < rx_queues.size(); ++i) {
@@ -307,6 +308,21 @@ std::unique_ptr<Plan> Datapath::build_plan() {
     plan->policies.push_back(std::move(policy));
   }
   return plan;
+}
+
+void Datapath::put_captures_before(const PortRecord& record, const PortPolicy& policy, const BridgeView& bridge,
+                                   std::vector<RxQueue*>& rx, std::vector<TxQueue*>& tx, Plan& plan) {
+  for (size_t i = 0; i < rx.size(); ++i) {
+    if (rx[i] == nullptr) continue;
+    const auto number = static_cast<uint16_t>(i);
+    plan.capture_rx.push_back(std::make_unique<CaptureRx>(*rx[i], number, record.captures, policy, bridge));
+    rx[i] = plan.capture_rx.back().get();
+  }
+  for (size_t i = 0; i < tx.size(); ++i) {
+    if (tx[i] == nullptr) continue;
+    plan.capture_tx.push_back(std::make_unique<CaptureTx>(*tx[i], static_cast<uint16_t>(i), record.captures));
+    tx[i] = plan.capture_tx.back().get();
+  }
 }
 
 // Once a window: if the busiest worker would be a good deal less busy with another spread, move queues.

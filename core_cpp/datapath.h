@@ -17,6 +17,7 @@
 #include "mem/arena.h"
 #include "port/nic.h"
 #include "port/port.h"
+#include "worker/capture.h"
 #include "worker/control_loop.h"
 #include "worker/crew.h"
 
@@ -120,6 +121,12 @@ struct Event {
   Mac mac = 0;
 };
 
+struct CaptureView {
+  std::vector<CapturedFrame> frames;
+  uint64_t missed = 0;    // so far: there was no room for them
+  bool attached = false;  // false: the port is gone, no more will come
+};
+
 class Datapath final : public PortHost {
  public:
   explicit Datapath(DatapathOptions options);
@@ -153,6 +160,11 @@ class Datapath final : public PortHost {
 
   Result<std::vector<std::string>> explain(const std::string& port, std::span<const uint8_t> frame);
 
+  // A copy of what passes at a port, until it is stopped. Read it often: what finds no room is missed.
+  Result<uint64_t> capture_start(const std::string& port, const CaptureOptions& options);
+  Result<CaptureView> capture_read(uint64_t id, size_t most);
+  void capture_stop(uint64_t id);
+
   // Ports whose device the control plane opens: see port/nic.h for the order.
   Result<NicMemory> nic_reserve(const std::string& port, uint32_t mtu);
   Result<int> nic_attach(const std::string& port, const NicHandles& handles);
@@ -176,6 +188,8 @@ class Datapath final : public PortHost {
   using Guard = std::lock_guard<std::recursive_mutex>;
 
   std::unique_ptr<Plan> build_plan();
+  static void put_captures_before(const PortRecord& record, const PortPolicy& policy, const BridgeView& bridge,
+                                  std::vector<RxQueue*>& rx, std::vector<TxQueue*>& tx, Plan& plan);
   void assign_rx_queues();
   void publish();
   void balance();
@@ -207,6 +221,8 @@ class Datapath final : public PortHost {
   std::vector<PortRecord*> by_id_;  // indexed by PortId
   std::deque<Event> events_;
   uint64_t events_lost_ = 0;
+  std::map<uint64_t, std::shared_ptr<Capture>> captures_;
+  uint64_t last_capture_ = 0;
 };
 
 }  // namespace sw

@@ -2,7 +2,6 @@
 // The datapath's MAC tables and its events, by name.
 #include <algorithm>
 #include <cerrno>
-#include <ctime>
 #include <tuple>
 #include <utility>
 
@@ -15,12 +14,6 @@ namespace sw {
 namespace {
 
 constexpr size_t kMaxEvents = 65536;  // waiting for the control plane; more are lost and counted
-
-uint64_t realtime_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<uint64_t>(now.tv_nsec);
-}
 
 const char* event_name(FdbEventKind kind) {
   switch (kind) {

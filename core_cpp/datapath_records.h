@@ -41,6 +41,7 @@ struct Datapath::PortRecord {
   std::vector<uint64_t> last_busy_tsc;  // loads at the beginning of the balance window
   std::vector<int> worker_of;           // per receive queue; kept while the queue is away
   std::vector<PortWorkerCounters> by_worker;
+  Captures captures;
   std::unique_ptr<Port> port;  // after the counters: destroyed before them
   int paused = 0;
   bool in_plan = false;  // the current plan names a queue of it

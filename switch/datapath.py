@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from switch.capture import Captured
+
 
 @dataclass(frozen=True, slots=True)
 class DatapathOptions:
@@ -294,6 +296,14 @@ class Datapath(Protocol):
 
     def fdb_sweep(self) -> int:
         """Age the tables; called about once a second. Returns how many entries went."""
+
+    def capture_start(self, port: str, direction: str, drops: bool, snaplen: int) -> int:
+        """Copy what passes at `port` (direction rx, tx or both) until it is stopped; a number for the calls below."""
+
+    def capture_read(self, capture: int, most: int) -> tuple[list[Captured], int, bool]:
+        """Frames since the last call; how many were missed so far, for which there was no room; is the port there?"""
+
+    def capture_stop(self, capture: int) -> None: ...
 
     def explain(self, port: str, frame: bytes) -> list[str]: ...
 

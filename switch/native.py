@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple
 from typing import Any, TypeVar
 
+from switch.capture import Captured
 from switch.datapath import (
     EVERY_ENTRY,
     BridgeStats,
@@ -153,6 +154,17 @@ class NativeDatapath:
 
     def fdb_sweep(self) -> int:
         return int(self._core.fdb_sweep())
+
+    def capture_start(self, port: str, direction: str, drops: bool, snaplen: int) -> int:
+        rx, tx = direction in ("rx", "both"), direction in ("tx", "both")
+        return _port_call(port, lambda: self._core.capture_start(port, rx, tx, drops, snaplen))
+
+    def capture_read(self, capture: int, most: int) -> tuple[list[Captured], int, bool]:
+        frames, missed, attached = _switch_call(lambda: self._core.capture_read(capture, most))
+        return [Captured(when, "rx" if rx else "tx", *rest) for when, rx, *rest in frames], missed, attached
+
+    def capture_stop(self, capture: int) -> None:
+        self._core.capture_stop(capture)
 
     def explain(self, port: str, frame: bytes) -> list[str]:
         return list(_port_call(port, lambda: self._core.explain(port, frame)))

@@ -56,6 +56,7 @@ missing_packages() {
   have iperf3 || echo iperf3
   have ethtool || echo ethtool
   have tshark || echo tshark
+  have tcpdump || echo tcpdump
   [ -e /usr/include/infiniband/verbs.h ] || echo libibverbs-dev
   [ -d /usr/lib/python3/dist-packages/pyverbs ] || echo python3-pyverbs ibverbs-providers
   [ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || echo openvswitch-switch-dpdk

@@ -207,6 +207,16 @@ py::tuple to_python(const Event& event) {
                         event.old_port, event.vlan, event.mac, event.detail);
 }
 
+py::tuple to_python(const CaptureView& view) {
+  py::list frames;
+  for (const CapturedFrame& frame : view.frames) {
+    frames.append(py::make_tuple(frame.realtime_ns, frame.way == CaptureWay::kRx, frame.queue,
+                                 frame.drop == kNoDrop ? std::string_view() : name(frame.drop), frame.len,
+                                 py::bytes(frame.bytes)));
+  }
+  return py::make_tuple(frames, view.missed, view.attached);
+}
+
 FdbOwner fdb_owner(const std::string& name) {
   for (size_t i = 0; i < kOwners.size(); ++i) {
     if (name == kOwners[i]) return static_cast<FdbOwner>(i);

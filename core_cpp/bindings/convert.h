@@ -38,6 +38,8 @@ pybind11::dict to_python(const Stats& stats);
 pybind11::tuple to_python(const FdbPage& page);    // ([(vlan, mac, port, owner, age)], matched)
 pybind11::tuple to_python(const FdbGroup& group);  // (vlan, port, age, addresses of six bytes each)
 pybind11::tuple to_python(const Event& event);     // (time, kind, bridge, port, old_port, vlan, mac, detail)
+// ([(time in ns, enters the switch?, queue, drop reason or "", bytes of the frame, those kept)], missed, attached)
+pybind11::tuple to_python(const CaptureView& view);
 FdbOwner fdb_owner(const std::string& name);
 // Of six bytes each, in network byte order; what is left over at the end is not an address.
 std::vector<Mac> macs_from_bytes(const pybind11::bytes& bytes);

@@ -121,6 +121,16 @@ void bind_datapath(py::module_& module) {
       .def("fdb_release", [](Datapath& self, const std::string& bridge, uint16_t vlan,
                              Mac mac) { return without_gil([&] { return self.fdb_release(bridge, vlan, mac); }); })
       .def("fdb_sweep", &Datapath::fdb_sweep, NoGil())
+      .def("capture_start",
+           [](Datapath& self, const std::string& port, bool rx, bool tx, bool drops_only, uint32_t most_bytes) {
+             const CaptureOptions options{.rx = rx, .tx = tx, .drops_only = drops_only, .most_bytes = most_bytes};
+             return without_gil([&] { return self.capture_start(port, options); });
+           })
+      .def("capture_read",
+           [](Datapath& self, uint64_t id, size_t most) {
+             return to_python(without_gil([&] { return self.capture_read(id, most); }));
+           })
+      .def("capture_stop", &Datapath::capture_stop, NoGil())
       .def("explain",
            [](Datapath& self, const std::string& port, const py::bytes& frame) {
              const std::string bytes = frame;

@@ -14,8 +14,6 @@
 
 namespace sw {
 
-inline constexpr DropReason kNoDrop = DropReason::kCount;
-
 // Group addresses of link-local protocols, and the vendors' equivalents, that a bridge must not forward.
 constexpr bool is_reserved(Mac mac) {
   if (mac >> 4 == 0x0180c200000) return true;  // IEEE 802.1Q table 8-1: STP, pause, LACP, 802.1X, LLDP ...

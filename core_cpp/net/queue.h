@@ -67,14 +67,18 @@ class alignas(64) TxQueue {
 
   [[nodiscard]] const OffloadCaps& caps() const { return caps_; }
   [[nodiscard]] QueueCounters& counters() const { return *counters_; }
-  Spinlock& lock() { return lock_; }  // taken by workers only when the Plan gives this queue to several
+  Spinlock& lock() { return *lock_; }  // taken by workers only when the Plan gives this queue to several
 
  protected:
+  // To stand in front of `behind`: with its lock, counters and present caps.
+  explicit TxQueue(TxQueue& behind) : caps_(behind.caps_), counters_(behind.counters_), lock_(behind.lock_) {}
+
   OffloadCaps caps_;
   QueueCounters* counters_;
 
  private:
-  Spinlock lock_;
+  Spinlock own_lock_;
+  Spinlock* const lock_ = &own_lock_;
 };
 
 }  // namespace sw

@@ -40,6 +40,7 @@ enum class DropReason : uint8_t {
   kCount
 };
 
+inline constexpr DropReason kNoDrop = DropReason::kCount;
 inline constexpr size_t kDropReasons = static_cast<size_t>(DropReason::kCount);
 
 inline constexpr std::array<std::string_view, kDropReasons> kDropReasonNames = {"malformed_descriptor",

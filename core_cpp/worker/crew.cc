@@ -37,12 +37,12 @@ void Crew::stop() {
 }
 
 void Crew::publish(std::unique_ptr<Plan> plan) {
-  std::map<const RxQueue*, size_t> pollers;
+  std::map<const QueueLoad*, size_t> pollers;
   for (size_t w = 0; w < plan_->workers.size(); ++w) {
-    for (const PlanRx& rx : plan_->workers[w].rx) pollers[rx.queue] = w;
+    for (const PlanRx& rx : plan_->workers[w].rx) pollers[rx.load] = w;
   }
   const auto moves = [&pollers](const PlanRx& rx, size_t worker) {
-    const auto found = pollers.find(rx.queue);
+    const auto found = pollers.find(rx.load);
     return found != pollers.end() && found->second != worker;
   };
   Plan without;  // what the moving queues send through stays with `plan`, which outlives it

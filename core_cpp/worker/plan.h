@@ -23,7 +23,7 @@ struct PlanRx {
   const PortPolicy* policy = nullptr;
   const BridgeView* bridge = nullptr;
   PortWorkerCounters* counters = nullptr;  // of this worker, for the port
-  QueueLoad* load = nullptr;
+  QueueLoad* load = nullptr;  // tells receive queues apart, whatever stands in front of them
 };
 
 // A destination port as one worker sees it.
@@ -45,6 +45,9 @@ struct Plan {
   std::vector<std::unique_ptr<const PortPolicy>> policies;
   std::vector<std::unique_ptr<const BridgeView>> bridges;
   std::vector<WorkerPlan> workers;
+  // In front of the queues of ports that somebody looks at.
+  std::vector<std::unique_ptr<RxQueue>> capture_rx;
+  std::vector<std::unique_ptr<TxQueue>> capture_tx;
 };
 
 }  // namespace sw

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from switch.api import models, views
+from switch.api.streams import CaptureResponse
 from switch.config import config_hash
 from switch.config.values import format_mac, parse_mac
 from switch.control import Control, Exists, Missing
@@ -132,6 +133,19 @@ def _ports(app: FastAPI, control: Control) -> None:
         status = {port.name: port for port in control.datapath.ports()}
         notes = consequences(name, frame, steps, control.reconciler.ports, status)
         return models.ExplainShape(port=name, steps=[*steps, *notes])
+
+    @app.get("/v1/ports/{name}/capture", summary="Frames of the port while they pass; streams NDJSON or pcapng",
+             tags=["ports"], response_class=StreamingResponse)  # fmt: skip
+    async def capture(
+        name: str, direction: Literal["rx", "tx", "both"] = "both",
+        drops: Annotated[bool, Query(description="only frames that are dropped")] = False,
+        snaplen: Annotated[int, Query(ge=14, le=262_144)] = 262_144,
+        count: Annotated[int | None, Query(ge=1, description="stop after so many")] = None,
+        format: Literal["json", "pcapng"] = "json",
+    ) -> StreamingResponse:  # fmt: skip
+        control.spec(name)
+        number = control.datapath.capture_start(name, direction, drops, snaplen)
+        return CaptureResponse(control.datapath, number, name, count, format == "pcapng")
 
 
 def _flows(app: FastAPI, control: Control) -> None:

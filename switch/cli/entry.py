@@ -28,6 +28,7 @@ VERBS = {
     "workers": "look",
     "queues": "look",
     "explain": "look",
+    "capture": "capture",
     "top": "watch",
     "events": "watch",
     "history": "watch",

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from switch.capture import Captured
 from switch.datapath import (
     EVERY_ENTRY,
     BridgeStats,
@@ -45,6 +46,10 @@ class MemoryDatapath:
         self.bridges: dict[str, tuple[int, int]] = {}
         self.specs: dict[str, PortSpec] = {}
         self.flows: dict[tuple[str, int, int], FdbEntry] = {}
+        self.passing: list[Captured] = []  # what a capture will see
+        self.missed = 0
+        self.capturing = ""
+        self.capture_ends = True  # when nothing is left to see, as if the port were deleted
         self.counters: dict[str, PortStats] = {}
         self.refuse: dict[str, str] = {}
         self.down: dict[str, str] = {}
@@ -167,6 +172,18 @@ class MemoryDatapath:
             ],
             plan_generation=7,
         )  # fmt: skip
+
+    def capture_start(self, port: str, direction: str, drops: bool, snaplen: int) -> int:
+        self.calls.append(("capture_start", f"{port} {direction}{' drops' if drops else ''} {snaplen}"))
+        self.capturing = port
+        return 1
+
+    def capture_read(self, capture: int, most: int) -> tuple[list[Captured], int, bool]:
+        found, self.passing = self.passing[:most], self.passing[most:]
+        return found, self.missed, self.capturing in self.specs and not self.capture_ends
+
+    def capture_stop(self, capture: int) -> None:
+        self.calls.append(("capture_stop", str(capture)))
 
     def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
         self._bridge(bridge)

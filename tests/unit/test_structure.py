@@ -40,9 +40,10 @@ BINDINGS_GUEST = "guest"
 # of these; nobody imports a top module (TOP) but another top module.
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "capture": set(),
     "config": {"errors", "datapath"},
-    "datapath": {"errors", "native"},
-    "native": {"errors", "datapath"},
+    "datapath": {"errors", "capture", "native"},
+    "native": {"errors", "capture", "datapath"},
     "plan": {"errors", "config", "datapath"},
     "learning": {"errors", "config", "datapath", "plan"},
     "metrics": {"errors", "config", "datapath"},
