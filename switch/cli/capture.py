@@ -61,7 +61,7 @@ def capture(session: Session, name: str, write: str | None, expression: str | No
         except (KeyboardInterrupt, BrokenPipeError):
             pass
     if not session.json:
-        click.echo(f"{seen} frames captured, {missed} missed", err=True)
+        click.echo(f"{seen} frames {'filtered' if tool else 'captured'}, {missed} missed", err=True)
 
 
 @contextlib.contextmanager
