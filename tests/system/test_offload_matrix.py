@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkData
 
 from switch.testing import Guest
 from switch.testing.guest import Vnet
@@ -238,6 +241,31 @@ def test_what_was_left_open_arrives_open_or_finished(lab: Lab, pair: str) -> Non
         except AssertionError as error:
             raise AssertionError(f"{case.name}{'-' + case.tags if case.tags else ''}: {error}") from error
     assert lab.receive(source, sink, timeout=0.02) is None, "more arrived than was sent"
+
+
+SCTP_SINKS = [
+    sink for sink in ("guest", "guest-plain", "tap", "afpacket-jumbo") if {sink, "afpacket"} <= STATIONS.keys()
+]
+
+
+@pytest.mark.parametrize("tag", ["", "q"])
+@pytest.mark.parametrize("sink", SCTP_SINKS)
+def test_a_checksum_of_sctp_that_a_kernel_left_open_is_a_crc_when_it_arrives(lab: Lab, sink: str, tag: str) -> None:
+    """A kernel that sends SCTP on a veth leaves it open, in a header that cannot say what it is."""
+    link = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    if tag:
+        link /= Dot1Q(vlan=10)
+    network = IP(src="192.0.2.1", dst="192.0.2.2", proto=132)
+    chunk = SCTPChunkData(data=bytes(range(201)), tsn=1)
+    whole = bytes(link / network / SCTP(sport=7, dport=9, tag=5) / chunk)
+    start = 14 + (4 if tag else 0) + 20
+    opened = whole[: start + 8] + bytes(4) + whole[start + 12 :]
+    assert opened != whole
+    lab.send("afpacket", sink, opened, Vnet(Vnet.NEEDS_CSUM, Vnet.GSO_NONE, 0, 0, start, 8))
+    got = lab.receive("afpacket", sink)
+    assert got is not None, "nothing arrived"
+    assert got[0] == addressed(whole, mac(sink), mac("afpacket"))
+    assert not got[1].flags & Vnet.NEEDS_CSUM
 
 
 def plain(size: int, tag: int = 0) -> bytes:
