@@ -23,7 +23,7 @@ struct PlanRx {
   const PortPolicy* policy = nullptr;
   const BridgeView* bridge = nullptr;
   PortWorkerCounters* counters = nullptr;  // of this worker, for the port
-  QueueLoad* load = nullptr;  // tells receive queues apart, whatever stands in front of them
+  QueueLoad* load = nullptr;               // tells receive queues apart, whatever stands in front of them
 };
 
 // A destination port as one worker sees it.
