@@ -51,8 +51,15 @@ struct alignas(64) Frame {
     std::memset(reinterpret_cast<uint8_t*>(this) + kFirst, 0, offsetof(Frame, segment_count) - kFirst);
   }
 
-  [[nodiscard]] uint8_t* data() { return head + head_offset; }
-  [[nodiscard]] const uint8_t* data() const { return head + head_offset; }
+  // It may be in `headroom`: by a pointer, as `head` itself must not be indexed below 0.
+  [[nodiscard]] uint8_t* data() {
+    uint8_t* const first = head;
+    return first + head_offset;
+  }
+  [[nodiscard]] const uint8_t* data() const {
+    const uint8_t* const first = head;
+    return first + head_offset;
+  }
 };
 static_assert(sizeof(Frame) == 192 && offsetof(Frame, head) == 64);
 
