@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 UNPACKED = BUILD / "unpacked"
 # Code that threads share. The other layers have one thread and are tested under ASan and UBSan only.
-TSAN_TARGETS = ("test_l2", "test_worker", "test_datapath")
+TSAN_TARGETS = ("test_l2", "test_port", "test_worker", "test_datapath")
 DOCTEST_HEADER = "usr/include/doctest/doctest.h"
 
 
@@ -84,22 +84,36 @@ def unrandomised() -> list[str]:
     return []
 
 
+def need_clang() -> None:
+    if not find("clang++-14"):
+        raise LeftOut("clang is missing: apt-get install clang-14 libclang-rt-14-dev")
+
+
 def need_doctest() -> None:
     if not (Path("/") / DOCTEST_HEADER).exists() and not (UNPACKED / DOCTEST_HEADER).exists():
         raise LeftOut("doctest is missing: apt-get install doctest-dev")
 
 
+# What is built of which preset.
+TARGETS = {"asan": ("all",), "tsan": TSAN_TARGETS, "gates": ("gate",)}
+
+
+def build(preset: str, *targets: str) -> None:
+    run("cmake", "--preset", preset, quiet=True)
+    wanted = targets or TARGETS[preset]
+    run("cmake", "--build", "--preset", preset, "--parallel", "2", "--target", *wanted, quiet=True)
+
+
 def cpp_asan() -> None:
     need_doctest()
-    run("cmake", "--preset", "asan", quiet=True)
-    run("cmake", "--build", "--preset", "asan", "--parallel", "2", quiet=True)
+    need_clang()
+    build("asan")
     run(*unrandomised(), "ctest", "--preset", "asan", "--parallel", "2")
 
 
 def cpp_tsan() -> None:
     need_doctest()
-    run("cmake", "--preset", "tsan", quiet=True)
-    run("cmake", "--build", "--preset", "tsan", "--parallel", "2", "--target", *TSAN_TARGETS, quiet=True)
+    build("tsan")
     names = "|".join(name.removeprefix("test_") for name in TSAN_TARGETS)
     run(*unrandomised(), "ctest", "--preset", "tsan", "-R", f"^({names})$")
 
@@ -108,20 +122,17 @@ def gates() -> None:
     """Instructions of the hot path against tests/gates/limits.json."""
     if not find("addr2line"):
         raise LeftOut("addr2line is missing: apt-get install binutils")
-    run("cmake", "--preset", "gates", quiet=True)
-    run("cmake", "--build", "--preset", "gates", "--parallel", "2", "--target", "gate", quiet=True)
+    build("gates")
     run(ROOT / ".venv/bin/python", "-m", "tests.gates", "check")
 
 
 def fuzz(seconds: int) -> None:
     """Every target for so long, two at a time, from its kept corpus. What crashes one is left in build/fuzz-found."""
-    if not find("clang++-14"):
-        raise LeftOut("clang is missing: apt-get install clang-14 libclang-rt-14-dev")
+    need_clang()
     stems = {path.stem: path for path in sorted((ROOT / "tests/fuzz").glob("*/fuzz_*.cc"))}
     if not stems:
         raise Failed("no fuzz target below tests/fuzz")
-    run("cmake", "--preset", "fuzz", quiet=True)
-    run("cmake", "--build", "--preset", "fuzz", "--parallel", "2", "--target", *stems, quiet=True)
+    build("asan", *stems)
     found = BUILD / "fuzz-found"
     found.mkdir(exist_ok=True)
     waiting = list(stems)
@@ -135,7 +146,7 @@ def fuzz(seconds: int) -> None:
             seeds = [str(folder) for folder in (stems[stem].parent / "corpus" / stem,) if folder.is_dir()]
             log = found / f"{stem}.log"
             command = [
-                *unrandomised(), str(BUILD / "fuzz" / stem), f"-max_total_time={seconds}", "-rss_limit_mb=2048",
+                *unrandomised(), str(BUILD / "asan" / stem), f"-max_total_time={seconds}", "-rss_limit_mb=2048",
                 "-timeout=20", "-print_final_stats=1", f"-artifact_prefix={found}/{stem}-", str(corpus), *seeds,
             ]  # fmt: skip
             with log.open("wb") as sink:
