@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -104,6 +106,32 @@ def build(preset: str, *targets: str) -> None:
     run("cmake", "--build", "--preset", preset, "--parallel", "2", "--target", *wanted, quiet=True)
 
 
+@contextmanager
+def builds_beside() -> Iterator[None]:
+    """Compile with what the body leaves of the CPUs, until it ends: an emulated machine is mostly one thread.
+
+    The scheduler's idle class takes nothing from others; the session is its own because autogroups share CPUs by
+    session. A step that needs a build builds what is left of it, and reports its errors; here nobody looks. ninja, and
+    a shell with a trap that waits for it, because cmake would end at once and leave ninja to finish.
+    """
+    script = "; ".join(
+        ["trap exit TERM"]
+        + [f"cmake --preset {name} && ninja -C build/{name} -j 2 {' '.join(made)}" for name, made in TARGETS.items()]
+    )
+    builder = subprocess.Popen(
+        ["chrt", "--idle", "0", "sh", "-c", script], cwd=ROOT, env=ENV, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with suppress(OSError):
+        Path(f"/proc/{builder.pid}/autogroup").write_text("19")
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(builder.pid, signal.SIGTERM)
+        builder.wait()
+
+
 def cpp_asan() -> None:
     need_doctest()
     need_clang()
@@ -183,6 +211,16 @@ def pytest(*arguments: str, most: int) -> Callable[[], None]:
     return step
 
 
+def emulated(*arguments: str) -> Callable[[], None]:
+    run_tests = pytest("-m", "emulated", *arguments, most=1800)
+
+    def step() -> None:
+        with builds_beside():
+            run_tests()
+
+    return step
+
+
 def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
     check = {"lint": lint}
     cpp = {"C++ under ASan and UBSan": cpp_asan}
@@ -195,15 +233,18 @@ def steps(goal: str, seconds: int) -> dict[str, Callable[[], None]]:
         return {**cpp, **units, "pytest system": pytest(*pair, "tests/system", most=900)}
     if goal == "fuzz":
         return {"fuzz": lambda: fuzz(seconds)}
+    # Has a C++ test with it, so it cannot begin.
+    with_cpp = "tests/interop/test_vhost_net.py"
     return {
         **check,
+        "pytest emulated machines": emulated("tests/interop", f"--ignore={with_cpp}"),
         **cpp,
+        f"fuzz, {seconds} s a target": lambda: fuzz(seconds),
+        "pytest emulated vhost-net": emulated(with_cpp),
         "C++ threads under TSan": cpp_tsan,
         "instruction gates": gates,
-        f"fuzz, {seconds} s a target": lambda: fuzz(seconds),
         **units,
         "pytest system, interop": pytest(*pair, "-m", "not emulated", "tests/interop", "tests/system", most=1800),
-        "pytest emulated machines": pytest("-m", "emulated", "tests/interop", most=1800),
     }
 
 
