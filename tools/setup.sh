@@ -111,17 +111,19 @@ system() {
       say "not root, so nothing is installed. For everything, run:  apt-get install ${missing[*]}"
     fi
   fi
-  if [ "$goal" = test ]; then
-    [ -e /usr/include/doctest/doctest.h ] || [ -e "$unpacked/usr/include/doctest/doctest.h" ] || unpack doctest-dev || true
-    have busybox || unpack busybox-static || true
-    have promtool || { say "fetching prometheus (unpacked below build/, not installed)" && unpack prometheus; } ||
-      say "no promtool: tests of rules and scrapes are left out"
-    kernel virtio_net linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 ||
-      say "no guest kernel: tests with QEMU guests are left out"
-    kernel 9pnet_virtio linux-image-amd64 linux-image-generic ||
-      say "no kernel for test machines: tests of vhost-net, vDPA and rdma_rxe are left out"
-    tools/kernel-modules.sh || say "no vDPA modules for test machines: their tests are left out"
-  fi
+}
+
+# What the tests need and nobody installs.
+peers() {
+  [ -e /usr/include/doctest/doctest.h ] || [ -e "$unpacked/usr/include/doctest/doctest.h" ] || unpack doctest-dev || true
+  have busybox || unpack busybox-static || true
+  have promtool || { say "fetching prometheus (unpacked below build/, not installed)" && unpack prometheus; } ||
+    say "no promtool: tests of rules and scrapes are left out"
+  kernel virtio_net linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 ||
+    say "no guest kernel: tests with QEMU guests are left out"
+  kernel 9pnet_virtio linux-image-amd64 linux-image-generic ||
+    say "no kernel for test machines: tests of vhost-net, vDPA and rdma_rxe are left out"
+  tools/kernel-modules.sh || say "no vDPA modules for test machines: their tests are left out"
 }
 
 # A distribution kernel with a module ($1) that the tests need, from the first of these packages that can be had.
@@ -216,6 +218,12 @@ tools_in_venv() {
 }
 
 system
+if [ "$goal" = test ]; then
+  # Beside what follows: it is downloads and what one thread unpacks.
+  peers &
+  trap wait EXIT
+  trap 'kill $! 2>/dev/null; exit 130' INT TERM
+fi
 venv
 # The machines that tests emulate share these files and cannot keep what they compile; Python may be told to keep nothing.
 [ "$goal" = check ] || .venv/bin/python -m compileall -q switch tests
