@@ -81,7 +81,7 @@ def test_a_switch_drives_a_vdpa_device_and_serves_two(folder: Path) -> None:
     for program in ("iperf3", "ethtool"):
         needs.program(program, program)
     frames = folder / "frames.json"
-    made = [unfinished(case) for case in ALL_CASES if "uso" not in case.needs]
+    made = [unfinished(case) for case in ALL_CASES if case.passes and "uso" not in case.needs]
     frames.write_text(json.dumps([[frame.hex(), astuple(vnet)] for frame, vnet in made]))
     output = Machine(MODULES).run(f"exec python -m tests.interop.inside.vdpa {frames}", folder, seconds=420.0)
     held = {line[3:] for line in output.splitlines() if line.startswith("ok ")}
