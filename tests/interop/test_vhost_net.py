@@ -138,4 +138,6 @@ def test_a_guest_and_a_station_behind_vhost_net_exchange_ping_tcp_and_udp(seen: 
             assert end["sum"]["packets"] >= 70, f"{options}: {end['sum']}"
             assert end["sum"]["lost_packets"] == 0, f"{options}: {end['sum']}"
         else:
-            assert end["sum_received"]["bytes"] > 100_000, f"{options}: {end}"
+            # iperf3's server counts what it has read when the client is done, not what is still in its socket.
+            assert end["sum_sent"]["bytes"] >= 300_000, f"{options}: {end}"
+            assert end["sum_received"]["bytes"] > 10_000, f"{options}: {end}"
