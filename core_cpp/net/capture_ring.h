@@ -24,9 +24,9 @@ struct CapturedFrame {
   std::string bytes;
 };
 
-// Theory of operation. A ring of bytes: records of a header and a frame's bytes, each in one piece, at multiples of 8. What is left at the
-// end and too small for the next record is skipped. Any worker writes, one at a time, under a lock that it only tries;
-// one reader, which takes no lock. Offsets count for ever and are taken modulo the size.
+// Theory of operation. A ring of bytes: records of a header and a frame's bytes, each in one piece, at multiples of 8.
+// What is left at the end and too small for the next record is skipped. Any worker writes, one at a time, under a lock
+// that it only tries; one reader, which takes no lock. Offsets count for ever and are taken modulo the size.
 class CaptureRing {
  public:
   explicit CaptureRing(size_t bytes);  // a power of two, at least 256 KB: a frame of the largest kind fits

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The packet inside a tunnel's packet: VXLAN (RFC 7348, with group policy or the generic protocol extension), GENEVE
-// (RFC 8926), GRE (RFC 2784, 2890) and IP in IP (RFC 2003, 4213). For offload work; forwarding looks at the outer Ethernet header alone.
+// (RFC 8926), GRE (RFC 2784, 2890) and IP in IP (RFC 2003, 4213). For offload work; forwarding looks at the outer
+// Ethernet header alone.
 #pragma once
 
 #include <cstdint>
