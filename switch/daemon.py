@@ -24,6 +24,7 @@ from typing import Any
 from switch.config import Config, Machine, load_config
 from switch.datapath import Datapath, DatapathOptions, open_datapath
 from switch.errors import ConfigError, SwitchError
+from switch.lock import Held, Lock
 from switch.notify import Notifier
 
 log = logging.getLogger("switch")
@@ -179,6 +180,8 @@ class Daemon:
         kept = config.switch.state_dir or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
         directory = Path(kept) if kept else None
         state_file = StateFile.beside(socket_path, directory)
+        if directory:  # beside the control socket its lock is enough
+            _lock_state(state_file.path, stack)
         if self._fresh:
             state_file.forget()
         control = Control(
@@ -326,6 +329,20 @@ async def _every(seconds: float, action: Callable[[], object], what: str) -> Non
             action()
         except Exception:
             log.exception("%s failed", what)
+
+
+def _lock_state(path: Path, stack: contextlib.ExitStack) -> None:
+    """Two daemons whose control sockets have one name in two directories would overwrite each other's state."""
+    try:
+        lock = Lock.take(path.with_name(path.name + ".lock"))
+    except Held as held:
+        raise SwitchError(
+            f"cannot keep state in {path}: a running switchd does ({held.holder}); give this one another "
+            "switch.state_dir, or its control.socket another name"
+        ) from None
+    except OSError:
+        return  # a directory that cannot be written to: saving says so
+    stack.callback(lock.release)
 
 
 def _restore_affinity(cpus: frozenset[int]) -> None:

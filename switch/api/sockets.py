@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control socket: taken over from a daemon that died, never from one that lives; its mode and group are the access
-control."""
+control.
+
+Theory of operation. A lock beside the socket (switch.lock) decides which of two daemons may look at all: between
+finding that nobody listens on a socket, removing it and listening on a new one, another daemon could do the same. It is
+kept as long as the socket. Nobody listens without it, except when its file was removed under a running daemon; then the
+socket answers, and that is looked at too.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,11 @@ import errno
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from switch.errors import SwitchError
+from switch.lock import Held, Lock
 
 DEFAULT_DIRECTORY = Path("/run/switch")
 
@@ -19,10 +27,11 @@ DEFAULT_DIRECTORY = Path("/run/switch")
 class ControlSocket:
     """A listening socket and the path that leads to it."""
 
-    def __init__(self, listener: socket.socket, path: Path) -> None:
+    def __init__(self, listener: socket.socket, path: Path, lock: Lock) -> None:
         self.listener = listener
         self._path = path
         self._inode = path.lstat().st_ino
+        self._lock = lock
 
     def release(self) -> None:
         """Close, and remove the path if it is still ours."""
@@ -30,6 +39,7 @@ class ControlSocket:
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
         self.listener.close()
+        self._lock.release()
 
 
 def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> ControlSocket:
@@ -45,7 +55,35 @@ def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> C
                 f"{what}: directory {path.parent} does not exist and cannot be created ({error.strerror}); "
                 "create it for this user, or set control.socket to a path in a directory you may write"
             ) from error
-    _remove_stale(path, what)
+    lock = _lock(path, what)
+    try:
+        _remove_stale(path, what)
+        return ControlSocket(_listen(path, mode, gid, backlog, what), path, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _lock(path: Path, what: str) -> Lock:
+    file = path.with_name(path.name + ".lock")
+    try:
+        return Lock.take(file)
+    except Held as held:
+        raise SwitchError(
+            f"{what}: a running switchd owns it ({held.holder}); stop that one first, or give this one another "
+            "control.socket"
+        ) from None
+    except OSError as error:
+        hint = {
+            errno.EACCES: "it may be another user's, or the directory is; run as that user, remove the file if no "
+            "switchd runs there, or change control.socket",
+            errno.EROFS: f"{path.parent} is on a read-only file system; change control.socket",
+            errno.ELOOP: "a symbolic link is there; remove it",
+        }.get(error.errno or 0, "see control in the configuration")
+        raise SwitchError(f"{what}: cannot lock {file}: {error.strerror or error}; {hint}") from error
+
+
+def _listen(path: Path, mode: int, gid: int | None, backlog: int, what: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     bound = False
     # Nobody may connect before mode and group are right. The daemon has no other thread yet, so umask is ours alone.
@@ -72,7 +110,7 @@ def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> C
         raise SwitchError(f"{what}: {error.strerror or error}; {hint}") from error
     finally:
         os.umask(umask)
-    return ControlSocket(listener, path)
+    return listener
 
 
 def _remove_stale(path: Path, what: str) -> None:
@@ -99,9 +137,16 @@ def _remove_stale(path: Path, what: str) -> None:
             ) from error
         else:
             raise SwitchError(
-                f"{what}: a running switchd owns it; stop that one first, or give this one another control.socket"
+                f"{what}: a running switchd owns it ({_listener(probe)}); stop that one first, or give this one "
+                "another control.socket"
             )
     try:
         path.unlink()
     except OSError as error:
         raise SwitchError(f"{what}: a stale socket is there and cannot be removed ({error.strerror})") from error
+
+
+def _listener(probe: socket.socket) -> str:
+    """Who listens at the other end."""
+    pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return f"process {pid}" if pid else "a process that is not seen from here: in another container?"

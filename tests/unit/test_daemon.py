@@ -214,6 +214,19 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(folder: Path) -> None:
     assert live(run, scenario) == 0
 
 
+def test_two_switches_do_not_keep_their_state_in_one_file(folder: Path) -> None:
+    (folder / "state").mkdir()
+    run = Run(folder, config_text(folder).replace("switch: {", f"switch: {{state_dir: {folder}/state, "))
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        said = rf"cannot keep state in .* \(process {os.getpid()}\); .*state_dir"
+        with contextlib.ExitStack() as stack, pytest.raises(SwitchError, match=said):
+            daemon._lock_state(folder / "state/control.sock.state.json", stack)
+
+    assert live(run, scenario) == 0
+    assert [path.name for path in (folder / "state").iterdir()] == ["control.sock.state.json"]
+
+
 def test_ports_that_fail_stop_the_start_and_leave_nothing(folder: Path) -> None:
     run = Run(folder)
     run.datapath.refuse = {"vm1": "its path is in use", "vm2": "permission denied"}

@@ -40,6 +40,7 @@ BINDINGS_GUEST = "guest"
 # of these; nobody imports a top module (TOP) but another top module.
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "lock": set(),
     "capture": set(),
     "config": {"errors", "datapath"},
     "datapath": {"errors", "capture", "native"},
