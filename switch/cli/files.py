@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,15 @@ PENDING = 2
 def _request(file: str, **more: Any) -> dict[str, Any]:
     if file == "-":
         return {"text": sys.stdin.read(), "path": str(Path.cwd() / "stdin"), **more}
+    from switch.config.reading import MAX_BYTES, read_bytes
+
     path = Path(file)
     try:
-        return {"text": path.read_text(encoding="utf-8"), "path": str(path.absolute()), **more}
+        return {"text": read_bytes(path, MAX_BYTES).decode(), "path": str(path.absolute()), **more}
     except UnicodeDecodeError:
         raise click.ClickException(f"{file} is not text in UTF-8") from None
+    except OSError as error:
+        raise click.ClickException(f"cannot read {file}: {error.strerror or error}") from None
 
 
 @click.command(cls=Verb)
@@ -164,22 +171,43 @@ def save(session: Session, file: str | None) -> None:
         return
     path = Path(file or data["file"])
     answer = {"file": str(path), "hash": data["hash"]}
-    if path.is_file() and path.read_bytes() == data["yaml"].encode():
-        session.answer(answer, lambda: f"{path} says so already")  # and FILE.old stays what a person wrote
+    try:
+        changed = _replace(path, data["yaml"].encode())
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from None
+    if not changed:
+        session.answer(answer, lambda: f"{path} says so already")
         return
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    session.answer(answer, lambda: f"written to {path}")
+
+
+def _replace(path: Path, text: bytes) -> bool:
+    """Put `text` into a file of which a reader sees the old or the new whole; the old one stays beside it. False when
+    it says so already: then FILE.old stays what a person wrote."""
+    exists = path.exists()
+    path = Path(os.path.realpath(path))  # a link goes on to lead there
+    if exists and not path.is_file():
+        raise OSError(errno.EINVAL, "it is there and is no file; name a file, or `-` for standard output")
+    if exists and path.read_bytes() == text:
+        return False
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(data["yaml"], encoding="utf-8")
-        temporary.chmod(mode)
-        old = path.with_name(path.name + ".old")
-        if path.exists():
-            old.unlink(missing_ok=True)
-            os.link(path, old)
+        with temporary.open("wb") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        if exists:
+            found = path.stat()
+            temporary.chmod(found.st_mode & 0o777)
+            with contextlib.suppress(OSError):  # root may; for others it is theirs already
+                os.chown(temporary, found.st_uid, found.st_gid)
+            shutil.copy2(path, path.with_name(path.name + ".old"))
+        else:
+            temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    session.answer(answer, lambda: f"written to {path}")
+    return True
 
 
 @click.command(cls=Verb)

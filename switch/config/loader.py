@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
+from switch.config.reading import MAX_BYTES, read_bytes
 from switch.errors import ConfigError, Fault
 
 Path_ = tuple[str | int, ...]  # ("ports", 1, "vlan", "access")
 Place = tuple[int, int]  # line and column, both from 1
 
-MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 300_000  # after aliases are expanded
 
@@ -75,16 +75,12 @@ def path_text(path: Path_) -> str:
 def read_file(path: Path) -> str:
     """The text of a configuration file. Raises ConfigError with one fault when there is none to be had."""
     try:
-        if path.is_dir():
-            raise ConfigError([Fault("", "cannot read the configuration: it is a directory, name a file", str(path))])
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bytes(path, MAX_BYTES)
     except OSError as error:
         remedy = {FileNotFoundError: ": check the path", PermissionError: ": check owner and mode of the file"}
-        reason = f"cannot read the configuration: {(error.strerror or str(error)).lower()}{remedy.get(type(error), '')}"
+        why = error.strerror or str(error)
+        reason = f"cannot read the configuration: {why[:1].lower()}{why[1:]}{remedy.get(type(error), '')}"
         raise ConfigError([Fault("", reason, str(path))]) from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError([Fault("", f"is larger than {MAX_BYTES >> 20} MiB: not a configuration", str(path))])
     return decode(raw, str(path))
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""swctl against a real API on a real socket: what people read, what programs read, how errors end."""
+"""swctl against a real API on a real socket: what people read, what programs read, how errors end.
+
+Why so long: every verb is asked of one service in one way.
+"""
 
 from __future__ import annotations
 
@@ -245,6 +248,41 @@ def test_save_writes_what_runs_and_keeps_the_old_file(api: Service, run: Run) ->
     assert run("plan", str(api.control.path))[0] == 0
     assert "9000" in run("save", "-")[1]
     assert run("save", f"{api.folder}/none/x.yaml")[0] == 1
+
+
+def test_save_goes_through_a_link_and_never_replaces_what_is_no_file(api: Service, run: Run) -> None:
+    run("set-port", "vm1", "--mtu", "9000")
+    link = api.folder / "link.yaml"
+    link.symlink_to(api.control.path)
+    api.control.path.chmod(0o640)
+    assert run("save", str(link)) == (0, f"written to {link}\n", "")
+    assert link.is_symlink()
+    assert "9000" in api.control.path.read_text()
+    assert api.control.path.stat().st_mode & 0o777 == 0o640
+    os.mkfifo(api.folder / "pipe")
+    for path in (api.folder / "pipe", "/dev/stdout", "/dev/null"):
+        status, text, errors = run("save", str(path))
+        assert (status, text) == (1, "")
+        assert errors.startswith(f"swctl: cannot write {path}: ")
+    assert (api.folder / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("verb", ["validate", "plan", "diff", "apply"])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    api: Service, run: Run, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("switch.config.reading.PATIENCE", 0.05)
+    os.mkfifo(api.folder / "pipe")
+    with (api.folder / "sparse").open("wb") as out:
+        out.truncate(16 << 20)
+    rows = [(api.folder / "pipe", "it is a pipe into which nobody writes"),
+            (api.folder / "sparse", "it is larger than 8 MiB"), ("/dev/zero", "it is a device")]  # fmt: skip
+    for path, reason in rows:
+        status, text, errors = run(verb, str(path))
+        assert (status, text) == (1, "")
+        assert str(path) in errors
+        assert reason in errors
 
 
 def test_events_are_followed_until_the_daemon_stops(api: Service, run: Run) -> None:

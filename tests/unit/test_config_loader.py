@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from switch.config.loader import MAX_BYTES, MAX_DEPTH, decode, path_text, read_file, read_yaml
+from switch.config.loader import MAX_DEPTH, decode, path_text, read_file, read_yaml
+from switch.config.reading import MAX_BYTES
 from switch.errors import ConfigError, Fault
 
 
@@ -176,26 +179,55 @@ def test_a_byte_order_mark_is_no_matter() -> None:
     assert read_yaml(decode(b"\xef\xbb\xbfa: 1\n", "f"), "f").data == {"a": 1}
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huge = tmp_path / "huge.yaml"
     huge.write_bytes(b"#" * (MAX_BYTES + 1))
+    sparse = tmp_path / "sparse.yaml"
+    with sparse.open("wb") as out:
+        out.truncate(1 << 40)
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "slow")
+    monkeypatch.setattr("switch.config.reading.PATIENCE", 0.05)
     rows = [
         (tmp_path / "missing.yaml", "no such file or directory: check the path"),
         (tmp_path, "it is a directory, name a file"),
         (huge, "is larger than 8 MiB"),
+        (sparse, "is larger than 8 MiB"),
+        (Path("/dev/zero"), "it is a device, name a file"),
+        (Path("/dev/null"), "it is a device, name a file"),
+        (tmp_path / "pipe", "it is a pipe into which nobody writes"),
+        (tmp_path / "slow", "it is a pipe whose writer did not end within"),
     ]
+    writer = os.open(tmp_path / "slow", os.O_RDWR)
+    os.write(writer, b"version: 1")
     for path, reason in rows:
         with pytest.raises(ConfigError) as caught:
             read_file(path)
         assert caught.value.faults[0].file == str(path)
         assert reason in str(caught.value)
+    os.close(writer)
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    reader, writer = os.pipe()  # as of `swctl validate <(make-config)`
+    text = b"#" * 200_000  # more than the pipe holds
+
+    def write() -> None:
+        with os.fdopen(writer, "wb") as out:
+            out.write(text)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert read_file(Path(f"/dev/fd/{reader}")) == text.decode()
+    thread.join()
+    os.close(reader)
 
 
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root may read everything, so the refusal is made here
+    monkeypatch.setattr("os.open", refuse)  # root may read everything, so the refusal is made here
     with pytest.raises(ConfigError, match="permission denied: check owner and mode of the file"):
         read_file(tmp_path / "secret.yaml")
 
