@@ -25,11 +25,24 @@ from typing import Any
 
 from switch.config import Config, Machine, config_hash, dump_config, parse_config, port_from_request, port_from_spec
 from switch.config.models import port_spec, untagged_vlan
+from switch.config.values import format_mac
 from switch.datapath import Datapath, DatapathOptions, Event, PortSpec
-from switch.errors import PortError, SwitchError
+from switch.errors import FdbError, PortError, SwitchError
 from switch.events import EventLog, Refusals
-from switch.learning import Damping, Flow, Learning
-from switch.merge import Before, as_config, check_shared, merge, section_changes, with_flows
+from switch.learning import Damping, Flow, Learning, check_flow
+from switch.merge import (
+    Before,
+    as_config,
+    carries,
+    check_pins,
+    check_shared,
+    check_workers,
+    fits,
+    merge,
+    moved,
+    section_changes,
+    with_flows,
+)
 from switch.metrics import ControlFacts
 from switch.plan import (
     AddPort,
@@ -123,7 +136,10 @@ class Control:
         for note in [*bridge_notes, *notes]:
             log.warning("%s", note)
         restored = {name for name, port in ports.items() if base.get(name) != port}
-        wanted = State(tuple(bridges.values()), tuple(ports.values()), self._base.flows)
+        flows = tuple(flow for flow in self._base.flows if fits(flow, ports))
+        if lost := len(self._base.flows) - len(flows):
+            log.warning("%d static addresses of the file do not fit what was changed at run time: left out", lost)
+        wanted = State(tuple(bridges.values()), tuple(ports.values()), flows)
         for reason in self.reconciler.start(wanted, frozenset(restored)):
             log.warning("not restored: %s", reason)
         for name in sorted(restored & base.keys() - self.reconciler.ports.keys()):
@@ -131,6 +147,9 @@ class Control:
             self.reconciler.apply([AddPort(base[name])])
         self._origin = {name: "file" if name in base else "runtime" for name in self.reconciler.ports}
         self.learning.restore_flows(saved.flows)
+        for flow in self.learning.flows:
+            self.reconciler.forget_flow(flow.key)  # what a person pinned stands, not what the file says of it
+        self._drop_misplaced()
         ageing = {bridge.name: bridge.ageing for bridge in self.reconciler.running.bridges}
         away = max(0.0, time.time() - saved.saved)
         if count := self.learning.restore_learned(saved.learned, away, ageing):
@@ -229,6 +248,7 @@ class Control:
         section = port_from_request(request, machine=self.machine)
         async with self._lock:
             spec = port_spec(section, self._bridge_of(section.bridge), self.machine)
+            check_workers(spec, self.options.workers)
             old = self.reconciler.ports.get(spec.name)
             if old is not None:
                 if exist_ok and old == spec:
@@ -252,23 +272,27 @@ class Control:
             old = self.spec(name)
             section = port_from_request(request, port_from_spec(old), self.machine)
             spec = port_spec(section, self._bridge_of(section.bridge), self.machine)
+            check_workers(spec, self.options.workers)
             if not policy_only(old, spec):
                 self._check_free(spec)
             running = self.reconciler.running
             others = [flow for flow in running.flows if flow.port != name]
+            by_hand: list[tuple[Flow, Flow]] = []
             if "macs" in request:
                 own = [StaticFlow(spec.bridge, untagged_vlan(section.vlan), mac, name) for mac in section.macs]
             else:  # its addresses move with it: they are in its bridge, and in its VLAN if they were
-                before, after = untagged_vlan(port_from_spec(old).vlan), untagged_vlan(section.vlan)
-                own = [
-                    replace(flow, bridge=spec.bridge, vlan=after if flow.vlan == before else flow.vlan)
-                    for flow in running.flows
-                    if flow.port == name
+                own = [moved(flow, old, spec) for flow in running.flows if flow.port == name]
+                pins = [flow for flow in self.learning.flows if flow.port == name and flow.owner == "static"]
+                after = [moved(StaticFlow(*flow.key, name), old, spec) for flow in pins]
+                check_pins(spec, [*own, *after])
+                by_hand = [
+                    (flow, Flow(new.bridge, new.vlan, new.mac, name)) for flow, new in zip(pins, after, strict=True)
                 ]
             flows = with_flows(others, own)
             ports = tuple(spec if port.name == name else port for port in running.ports)
             steps = plan(running, replace(running, ports=ports, flows=flows))
-            await self._carry_out(steps)
+            with self.learning.moving([(flow, new) for flow, new in by_hand if flow != new]):
+                await self._carry_out(steps)
             return steps
 
     async def del_port(self, name: str, *, missing_ok: bool = False) -> bool:
@@ -301,6 +325,18 @@ class Control:
             raise PortError(spec.name, f"{spec.socket} is the control socket; choose another path")
         check_shared([port for port in self.reconciler.ports.values() if port.name != spec.name], [spec])
 
+    def _drop_misplaced(self) -> None:
+        """Forget addresses that somebody pinned by hand, where a file put their port elsewhere since."""
+        ports = self.reconciler.ports
+        for flow in self.learning.flows:
+            if flow.owner == "static" and not fits(StaticFlow(*flow.key, flow.port), ports):
+                self.learning.delete(*flow.key)
+                detail = f"address not pinned any more: port {flow.port} does not carry its VLAN"
+                log.warning("%s in VLAN %d: %s", format_mac(flow.mac), flow.vlan, detail)
+                self._note(
+                    "config_changed", bridge=flow.bridge, port=flow.port, vlan=flow.vlan, mac=flow.mac, detail=detail
+                )
+
     async def _carry_out(self, steps: Sequence[Step]) -> None:
         """Apply steps in a thread, let learning know which ports came and went, and note what was done."""
         work = asyncio.ensure_future(asyncio.to_thread(self.reconciler.apply, steps))
@@ -331,12 +367,17 @@ class Control:
 
     def _settle(self, steps: Sequence[Step]) -> None:
         running = self.reconciler.ports
+        pinned = set(self.reconciler.running.flows)
+        for step in steps:  # first, or it would be set again where somebody else wants it now
+            if isinstance(step, SetFlow) and step.flow in pinned:
+                self.learning.forget(step.flow.bridge, step.flow.vlan, step.flow.mac)
         for step in steps:
             if isinstance(step, AddPort | ReplacePort | DelPort):
                 if step.subject in running:
                     self.learning.port_added(step.subject)
                 else:
                     self.learning.port_deleted(step.subject)
+        self._drop_misplaced()
         for bridge in {key[0] for key in self.learning.held} | {flow.bridge for flow in self.learning.flows}:
             if bridge not in self.reconciler.bridges:
                 self.learning.bridge_deleted(bridge)
@@ -348,11 +389,19 @@ class Control:
     async def add_flow(self, flow: Flow) -> None:
         async with self._lock:
             self._known_bridge(flow.bridge)
+            check_flow(flow)
             if flow.port:
                 spec = self.spec(flow.port)
                 if spec.bridge != flow.bridge:
                     raise Missing(f"port {flow.port} is in bridge {spec.bridge}, not in {flow.bridge}")
+                if flow.owner == "static" and not carries(spec, flow.vlan):
+                    untagged = spec.vlan.access or spec.vlan.native
+                    hint = f"; its untagged frames are in VLAN {untagged}" if untagged and not flow.vlan else ""
+                    raise FdbError(
+                        f"cannot pin {format_mac(flow.mac)}: port {flow.port} does not carry VLAN {flow.vlan}{hint}"
+                    )
             self.learning.add(flow)
+            self.reconciler.forget_flow(flow.key)  # what the file says of it is back with the next apply
             self.changed.set()
             what = f"{flow.owner} address" if flow.port else "frames to this address are dropped"
             self._note("config_changed", bridge=flow.bridge, port=flow.port, vlan=flow.vlan, mac=flow.mac, detail=what)
@@ -401,7 +450,17 @@ class Control:
         """What `apply` would do. ConfigError when the file cannot stand beside what was added at run time."""
         runtime = frozenset() if exact else {name for name, origin in self._origin.items() if origin == "runtime"}
         wanted, kept = merge(self.reconciler.running, config.state(self.machine), runtime)
-        return Planned(plan(self.reconciler.running, wanted), self._restart_changes(config), kept)
+        running = self.reconciler.running
+        running = replace(running, flows=with_flows(running.flows, self._pinned_as(wanted)))
+        return Planned(plan(running, wanted), self._restart_changes(config), kept)
+
+    def _pinned_as(self, wanted: State) -> list[StaticFlow]:
+        """Addresses that were pinned by hand and are just so in `wanted`: nothing is to be done for them."""
+        there = set(wanted.flows)
+        return [flow for flow in self._by_hand() if flow in there]
+
+    def _by_hand(self) -> list[StaticFlow]:
+        return [StaticFlow(*flow.key, flow.port) for flow in self.learning.flows if flow.owner == "static"]
 
     def _restart_changes(self, config: Config) -> list[Change]:
         return [
@@ -432,6 +491,10 @@ class Control:
             except SwitchError:
                 self.refused()  # it is noted already
                 raise
+            for flow in self._pinned_as(config.state(self.machine)):
+                before.state = replace(before.state, flows=with_flows(before.state.flows, [flow]))  # rollback keeps it
+                self.reconciler.adopt_flow(flow)
+                self.learning.forget(flow.bridge, flow.vlan, flow.mac)
             self._applied(config, planned)
             if path is not None and _same_file(path, self.path):
                 self._base = config.state(self.machine)
@@ -530,12 +593,7 @@ class Control:
 
     def running_yaml(self) -> str:
         """What runs, as a file: what was changed at run time included."""
-        pinned = [
-            StaticFlow(flow.bridge, flow.vlan, flow.mac, flow.port)
-            for flow in self.learning.flows
-            if flow.owner == "static"
-        ]
-        return dump_config(as_config(self.config, self.reconciler.running, pinned))
+        return dump_config(as_config(self.config, self.reconciler.running, self._by_hand()))
 
 
 def _damping(config: Config) -> dict[str, Damping]:

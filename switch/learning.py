@@ -17,10 +17,11 @@ Everything a guest can cause is bounded: the moves that are tracked, the holds a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from switch.config.values import format_mac
@@ -202,6 +203,30 @@ class Learning:
         self._datapath.fdb_set(flow.bridge, flow.vlan, flow.mac, flow.port, flow.owner)
         self._flows[flow.key] = flow
         self._holds.pop(flow.key, None)
+
+    @contextlib.contextmanager
+    def moving(self, moves: Sequence[tuple[Flow, Flow]]) -> Iterator[None]:
+        """Flows whose port changes inside the `with`: what they were becomes what they will be, unless that fails."""
+        for old, _ in moves:
+            del self._flows[old.key]
+        try:
+            yield
+        except BaseException:
+            for old, _ in moves:
+                with contextlib.suppress(SwitchError):  # a port that is lost has none
+                    self.add(old)
+            raise
+        for old, new in moves:
+            if old.bridge == new.bridge:
+                self._datapath.fdb_del(*old.key)
+            try:
+                self.add(new)
+            except SwitchError as error:
+                log.warning("flow %s of port %s is forgotten: %s", format_mac(new.mac), new.port, error)
+
+    def forget(self, bridge: str, vlan: int, mac: int) -> None:
+        """Whoever else governs this flow from now on: it stands, and is not remembered here."""
+        self._flows.pop((bridge, vlan, mac), None)
 
     def delete(self, bridge: str, vlan: int, mac: int) -> bool:
         """Remove a flow of any owner; False when there was none."""

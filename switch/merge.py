@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from switch.config import Config, port_from_spec
 from switch.config.models import BridgeSection, StaticSection
+from switch.config.values import format_mac
 from switch.datapath import PortSpec
 from switch.errors import ConfigError, Fault, PortError
 from switch.plan import Change, State, StaticFlow
@@ -62,6 +63,50 @@ def merge(running: State, wanted: State, runtime: Collection[str]) -> tuple[Stat
     names = {port.name for port in kept}
     flows = [flow for flow in running.flows if flow.port in names]
     return State(wanted.bridges, (*wanted.ports, *kept), with_flows(flows, wanted.flows)), sorted(names)
+
+
+def carries(port: PortSpec, vlan: int) -> bool:
+    """Whether an address can be at this port in this VLAN; 0: that of untagged frames which are in none."""
+    policy = port.vlan
+    untagged = policy.access or policy.native or 0
+    if vlan == untagged:
+        return True
+    return bool(vlan) and policy.access is None and (policy.trunk is None or vlan in policy.trunk)
+
+
+def fits(flow: StaticFlow, ports: Mapping[str, PortSpec]) -> bool:
+    """Whether a file could say so: its port is there, in its bridge, and carries its VLAN."""
+    port = ports.get(flow.port)
+    return not flow.port or (port is not None and port.bridge == flow.bridge and carries(port, flow.vlan))
+
+
+def moved(flow: StaticFlow, old: PortSpec, new: PortSpec) -> StaticFlow:
+    """A flow of a port that changes: into its new bridge, and with the untagged frames into their new VLAN."""
+    before, after = ((port.vlan.access or port.vlan.native or 0) for port in (old, new))
+    # Of a port that takes no untagged frames any more, tagged ones may still reach the address where it was.
+    stays = flow.vlan != before or (not after and new.vlan.trunk is not None)
+    return replace(flow, bridge=new.bridge, vlan=flow.vlan if stays else after)
+
+
+def check_pins(port: PortSpec, flows: Sequence[StaticFlow]) -> None:
+    """Refuse a port that leaves its pinned addresses behind: nobody else may have been told to guard them."""
+    left = [flow for flow in flows if flow.port == port.name and not carries(port, flow.vlan)]
+    if left:
+        what = ", ".join(f"{format_mac(flow.mac)} in VLAN {flow.vlan}" for flow in left[:8])
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        raise PortError(
+            port.name,
+            f"would not carry the VLAN of addresses that are pinned to it: {what}{more}; remove them first "
+            f"(swctl fdb del {format_mac(left[0].mac)} --vlan {left[0].vlan}), or keep the VLAN",
+        )
+
+
+def check_workers(port: PortSpec, cpus: Collection[int]) -> None:
+    """Refuse a queue that is pinned to a CPU without a worker."""
+    for queue, cpu in port.rx_affinity.items():
+        if cpu not in cpus:
+            there = ", ".join(map(str, sorted(cpus)))
+            raise PortError(port.name, f"rx_affinity {queue}: no worker runs on CPU {cpu}: they run on {there}")
 
 
 def check_shared(present: Sequence[PortSpec], coming: Sequence[PortSpec]) -> None:

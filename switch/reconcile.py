@@ -126,6 +126,10 @@ class Reconciler:
         """Somebody deleted a flow of the file by hand; it is back with the next apply."""
         self._flows.pop(key, None)
 
+    def adopt_flow(self, flow: StaticFlow) -> None:
+        """A flow that stands already belongs to the file from now on."""
+        self._flows[flow.bridge, flow.vlan, flow.mac] = flow
+
     @staticmethod
     def _undo(done: list[Undo]) -> list[str]:
         failures = []

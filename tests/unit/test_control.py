@@ -85,7 +85,7 @@ def test_setting_policy_keeps_the_port_and_null_is_the_default(folder: Path) -> 
 @pytest.mark.parametrize(
     ("change", "pins"),
     [
-        ({"vlan": {"access": 20}}, [("br0", 20), ("br0", 99)]),
+        ({"vlan": {"trunk": [20, 99], "native": 20}}, [("br0", 20), ("br0", 99)]),
         ({"bridge": "br1"}, [("br1", 10), ("br1", 99)]),
         ({"bridge": "br1", "vlan": None}, [("br1", 0), ("br1", 99)]),
         ({"flood": False}, [("br0", 10), ("br0", 99)]),
@@ -105,11 +105,12 @@ def test_the_addresses_of_a_port_move_with_it(
     assert sorted((flow.bridge, flow.vlan) for flow in flows if flow.port == "vm7") == pins
 
 
-def test_a_flow_that_its_port_left_behind_is_forgotten(folder: Path) -> None:
+def test_a_flow_that_a_file_leaves_behind_is_forgotten(folder: Path) -> None:
     text = config_text(folder, extra="bridges: [{name: br0}, {name: br1}]\n")
     control = make_control(folder, text=text.replace("type: vhostuser", "type: vhostuser, bridge: br0"))
     run(control.add_flow(Flow("br0", 10, MAC, "vm1")))
-    run(control.set_port("vm1", {"bridge": "br1"}))
+    changed = control.path.read_text().replace("vhostuser, bridge: br0", "vhostuser, bridge: br1")
+    run(control.apply(control.parse(changed, str(folder / "other.yaml"))))
     assert control.learning.flows == []
 
 
