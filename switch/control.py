@@ -16,19 +16,20 @@ Why so long: every command takes the same lock and works on the same State.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from switch.config import Config, Machine, config_hash, dump_config, parse_config, port_from_request, port_from_spec
-from switch.config.models import port_spec, untagged_vlan
+from switch.config.models import TcpSection, port_spec, untagged_vlan
 from switch.config.values import format_mac
 from switch.datapath import Datapath, DatapathOptions, Event, PortSpec
 from switch.errors import FdbError, PortError, SwitchError
-from switch.events import EventLog, Refusals
+from switch.events import EventLog, Refusals, actor
 from switch.learning import Damping, Flow, Learning, check_flow
 from switch.merge import (
     Before,
@@ -43,7 +44,7 @@ from switch.merge import (
     section_changes,
     with_flows,
 )
-from switch.metrics import ControlFacts
+from switch.metrics import ApiFacts, ControlFacts
 from switch.plan import (
     AddPort,
     Change,
@@ -75,12 +76,32 @@ class Exists(SwitchError):
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerChange:
+    """What is ready to change of the API over TCP."""
+
+    steps: list[Step]
+    commit: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """The answer to `plan`: steps, what needs a restart, and what is kept although the file does not name it."""
 
     steps: list[Step]
     restart: list[Change]
     kept: list[str]
+
+
+class Listener(Protocol):
+    """The API over TCP (switch.api.tcp): a change that can fail, and one that cannot."""
+
+    async def prepare(self, section: TcpSection | None) -> Any: ...
+    def step(self, prepared: Any) -> Step | None: ...
+    def commit(self, prepared: Any) -> None: ...
+    def discard(self, prepared: Any) -> None: ...
+    async def demand(self, section: TcpSection | None) -> Step | None: ...
+    def warnings(self) -> list[str]: ...
+    def facts(self) -> ApiFacts | None: ...
 
 
 class Control:
@@ -96,8 +117,10 @@ class Control:
         state_file: StateFile | None = None,
         options: DatapathOptions | None = None,
         helper: PortHelper | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self.datapath = datapath
+        self._listener = listener
         self.config = config
         self.path = path
         self.machine = machine or Machine.here()
@@ -186,6 +209,7 @@ class Control:
             apply_success=self.apply_success,
             apply_time=self.apply_time,
             config_hash=config_hash(self.config),
+            api=self._listener.facts() if self._listener else None,
         )
 
     # ---- persistence ----
@@ -228,7 +252,8 @@ class Control:
 
     def warnings(self) -> list[str]:
         """Sentences that a person should read."""
-        return [*self.datapath.warnings(), *filter(None, [self._save_failed])]
+        remote = self._listener.warnings() if self._listener else []
+        return [*self.datapath.warnings(), *remote, *filter(None, [self._save_failed])]
 
     # ---- ports ----
 
@@ -362,7 +387,9 @@ class Control:
             self._note("config_changed", detail=f"{pins} static addresses set or removed")
 
     def _note(self, kind: str, *, bridge: str = "", port: str = "", vlan: int = 0, mac: int = 0, detail: str) -> None:
-        """A line for `swctl events`: what changed lately."""
+        """A line for `swctl events`: what changed lately, and who did it if that came by TCP."""
+        if who := actor.get():
+            detail = f"{detail}, by {who}"
         self.events.append([Event(time.time(), kind, bridge=bridge, port=port, vlan=vlan, mac=mac, detail=detail)])
 
     def _settle(self, steps: Sequence[Step]) -> None:
@@ -446,8 +473,38 @@ class Control:
         name = Path(path)
         return parse_config(text, path, name.parent if name.is_absolute() else None, self.machine)
 
+    async def preview(self, config: Config, *, exact: bool = False) -> Planned:
+        """What `apply` would do, the API over TCP included. ConfigError or SwitchError when it would be refused."""
+        async with self._lock:
+            planned = self.plan(config, exact=exact)
+            async with self._prepared(config) as change:
+                return replace(planned, steps=[*planned.steps, *change.steps])
+
+    @contextlib.asynccontextmanager
+    async def _prepared(self, config: Config) -> AsyncIterator[ListenerChange]:
+        """What would change of the API over TCP: tried, and done when `commit` is called within."""
+        if self._listener is None:
+            yield ListenerChange([], lambda: None)
+            return
+        prepared = await self._listener.prepare(config.control.tcp)
+        change = ListenerChange([], lambda: None)
+        done = False
+
+        def commit() -> None:
+            nonlocal done
+            done = True
+            assert self._listener is not None
+            self._listener.commit(prepared)
+
+        step = self._listener.step(prepared)
+        try:
+            yield replace(change, steps=[step] if step else [], commit=commit)
+        finally:
+            if not done:
+                self._listener.discard(prepared)
+
     def plan(self, config: Config, *, exact: bool = False) -> Planned:
-        """What `apply` would do. ConfigError when the file cannot stand beside what was added at run time."""
+        """The part of it that concerns the datapath."""
         runtime = frozenset() if exact else {name for name, origin in self._origin.items() if origin == "runtime"}
         wanted, kept = merge(self.reconciler.running, config.state(self.machine), runtime)
         running = self.reconciler.running
@@ -474,10 +531,18 @@ class Control:
         """Make the running switch be as the file says. All or nothing; sets the metrics either way. With `confirm`
         seconds it is undone by itself unless confirmed in time."""
         async with self._lock:
-            waits = self._before if self._before and self._before.deadline else None
+            planned = await self._apply(config, path, exact, confirm)
+        await self.save()
+        return planned
+
+    async def _apply(self, config: Config, path: Path | None, exact: bool, confirm: float) -> Planned:
+        """Under the lock."""
+        waits = self._before if self._before and self._before.deadline else None
+        async with contextlib.AsyncExitStack() as stack:
             try:
                 planned = self.plan(config, exact=exact)
-                if waits and planned.steps and not confirm:
+                change = await stack.enter_async_context(self._prepared(config))
+                if waits and (planned.steps or change.steps) and not confirm:
                     raise SwitchError(
                         "the configuration applied before still waits to be confirmed: `swctl confirm` or "
                         "`swctl rollback` first, or apply this one with --confirm as well"
@@ -491,22 +556,26 @@ class Control:
             except SwitchError:
                 self.refused()  # it is noted already
                 raise
-            for flow in self._pinned_as(config.state(self.machine)):
-                before.state = replace(before.state, flows=with_flows(before.state.flows, [flow]))  # rollback keeps it
-                self.reconciler.adopt_flow(flow)
-                self.learning.forget(flow.bridge, flow.vlan, flow.mac)
-            self._applied(config, planned)
-            if path is not None and _same_file(path, self.path):
-                self._base = config.state(self.machine)
-            if planned.steps or confirm:  # otherwise what rollback returns to stays what it was
-                self._cancel_rollback()
-                self._before = before
-                name = str(path or "a configuration")
-                self._note("config_applied", detail=f"{name}: {len(planned.steps)} changes")
-            if confirm:
-                before.deadline = time.time() + confirm
-                self._rollback = asyncio.create_task(self._expire(before, confirm))
-        await self.save()
+            change.commit()
+        for step in change.steps:
+            self._note("config_changed", detail=step.describe())
+        for flow in self._pinned_as(config.state(self.machine)):
+            before.state = replace(before.state, flows=with_flows(before.state.flows, [flow]))  # rollback keeps it
+            self.reconciler.adopt_flow(flow)
+            self.learning.forget(flow.bridge, flow.vlan, flow.mac)
+        planned = replace(planned, steps=[*planned.steps, *change.steps])
+        self._applied(config, planned)
+        # The path of a file on another machine, as the API over TCP has it, is not absolute.
+        if path is not None and path.is_absolute() and _same_file(path, self.path):
+            self._base = config.state(self.machine)
+        if planned.steps or confirm:  # otherwise what rollback returns to stays what it was
+            self._cancel_rollback()
+            self._before = before
+            name = str(path or "a configuration")
+            self._note("config_applied", detail=f"{name}: {len(planned.steps)} changes")
+        if confirm:
+            before.deadline = time.time() + confirm
+            self._rollback = asyncio.create_task(self._expire(before, confirm))
         return planned
 
     def _applied(self, config: Config, planned: Planned) -> None:
@@ -557,6 +626,9 @@ class Control:
         wanted = before.wanted(running)
         steps = plan(running, wanted)
         await self._carry_out(steps)
+        if self._listener and self.config.control.tcp != before.config.control.tcp:
+            step = await self._listener.demand(before.config.control.tcp)  # ports must not wait for a certificate
+            steps += [step] if step else []
         self._cancel_rollback()
         self._before = None
         self._origin = {
@@ -572,6 +644,7 @@ class Control:
         return steps
 
     async def _expire(self, before: Before, seconds: float) -> None:
+        actor.set("")  # this runs on whoever applied it, who does nothing any more
         await asyncio.sleep(seconds)
         async with self._lock:
             if self._before is not before or not before.deadline:

@@ -45,16 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, machine)
     except ConfigError as error:
-        for fault in error.faults:
-            print(fault, file=sys.stderr)
-        print(
-            f"switchd: {_count(len(error.faults), 'fault')} in {options.config}; nothing was started", file=sys.stderr
-        )
-        return 1
+        return _refuse(options.config, error)
     except OSError as error:
         print(f"switchd: cannot read {options.config}: {error.strerror}", file=sys.stderr)
         return 1
     if options.check:
+        if config.control.tcp:
+            from switch.api.credentials import load_credentials
+
+            try:
+                load_credentials(config.control.tcp)
+            except ConfigError as error:
+                return _refuse(options.config, error)
         print(
             f"{options.config}: ok, {_count(len(config.ports), 'port')}, {_count(len(config.all_bridges()), 'bridge')}"
         )
@@ -64,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwitchError as error:
         print(f"switchd: {error}", file=sys.stderr)
         return 1
+
+
+def _refuse(path: str, error: ConfigError) -> int:
+    for fault in error.faults:
+        print(fault, file=sys.stderr)
+    print(f"switchd: {_count(len(error.faults), 'fault')} in {path}; nothing was started", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,6 +160,7 @@ class Daemon:
     async def _serve(self, stack: contextlib.ExitStack) -> None:
         from switch.api.app import make_app
         from switch.api.sockets import claim_socket
+        from switch.api.tcp import TcpListener
         from switch.config.models import gid_of
         from switch.control import Control
         from switch.metrics import MetricsServer, make_registry
@@ -184,9 +194,11 @@ class Daemon:
             _lock_state(state_file.path, stack)
         if self._fresh:
             state_file.forget()
+        listener = TcpListener()
         control = Control(
-            datapath, config, self._path, machine=self._machine, state_file=state_file, options=options, helper=nics
-        )
+            datapath, config, self._path, machine=self._machine, state_file=state_file, options=options, helper=nics,
+            listener=listener,
+        )  # fmt: skip
         control.start(state_file.load())
         registry = make_registry(datapath, control.facts)
         url = "off"
@@ -207,8 +219,12 @@ class Daemon:
             self._job(_every(interval, lambda: self._notifier.send("WATCHDOG=1"), "watchdog"))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self._reload(control)))
 
-        self._say_what_runs(control, options, url)
-        server = _make_server(make_app(control, registry))
+        app = make_app(control, registry)
+        listener.serve(app)
+        await listener.demand(config.control.tcp)
+        self._job(listener.keep_trying())
+        self._say_what_runs(control, options, url, listener.url)
+        server = _make_server(app)
         serving = asyncio.create_task(server.serve(sockets=[control_socket.listener]))
         self._notifier.send("READY=1", f"STATUS={_count(len(control.reconciler.ports), 'port')}, metrics {url}")
         stopping = asyncio.create_task(self._stop.wait())
@@ -219,21 +235,22 @@ class Daemon:
         stopping.cancel()
         control.events.close()
         server.should_exit = True
-        await serving
+        await asyncio.gather(serving, listener.close())
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         await control.save(force=True)
 
-    def _say_what_runs(self, control: Any, options: DatapathOptions, url: str) -> None:
+    def _say_what_runs(self, control: Any, options: DatapathOptions, url: str, api: str) -> None:
         ports = control.reconciler.ports
         names = ", ".join(f"{spec.name} ({spec.type})" for spec in list(ports.values())[:8])
         more = f" and {len(ports) - 8} more" if len(ports) > 8 else ""
         cpus = ", ".join(map(str, options.workers)) + ("" if options.pin else " (not pinned)")
         log.info(
-            "%s runs: %s%s%s; %s on CPU %s, %s; control %s; metrics %s",
+            "%s runs: %s%s%s; %s on CPU %s, %s; control %s%s; metrics %s",
             self._config.switch.name, _count(len(ports), "port"), f": {names}" if names else "", more,
-            _count(len(options.workers), "worker"), cpus, options.polling, self._config.control.socket, url,
+            _count(len(options.workers), "worker"), cpus, options.polling, self._config.control.socket,
+            api and f" and {api}", url,
         )  # fmt: skip
 
     async def _saves(self, save: Callable[[], Coroutine[Any, Any, None]], changed: asyncio.Event) -> None:

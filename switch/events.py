@@ -10,6 +10,7 @@ when a follower's queue is full its oldest events are dropped and the follower i
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from typing import Any
 
 from switch.config.values import format_mac
 from switch.datapath import Event
+
+actor: contextvars.ContextVar[str] = contextvars.ContextVar("actor", default="")
+"""Who makes the request that is being served, where that is known: "ops from 10.0.0.9:40000"."""
 
 CHURN = frozenset(
     {

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import platform
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -166,8 +166,39 @@ FAMILIES: dict[str, Family] = {
             "When a configuration was last applied with success, in seconds since 1970.",
         ),
         _family("switch_config_hash_info", "info", "hash", "Hash of the configuration that runs; always 1."),
+        _family(
+            "switch_api_listening", "gauge", "", "1 while the API is served over TCP, 0 if it should be and is not."
+        ),
+        _family("switch_api_connections", "gauge", "", "Connections of the API over TCP that are open."),
+        _family(
+            "switch_api_refused_total",
+            "counter",
+            "reason",
+            "Connections and requests that the API over TCP refused: token (none or a wrong one), access (may only "
+            "read), tls, plaintext, timeout, limit.",
+        ),
+        _family(
+            "switch_api_certificate_expiry_timestamp_seconds",
+            "gauge",
+            "",
+            "When the certificate of the API over TCP expires, in seconds since 1970.",
+        ),
     )
 }
+
+
+REFUSALS = ("token", "access", "tls", "plaintext", "timeout", "limit")
+"""Why the API over TCP refuses somebody."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiFacts:
+    """The API over TCP, where the configuration wants it."""
+
+    listening: bool
+    connections: int
+    refused: Mapping[str, int]
+    certificate_expires: float | None  # None: no certificate could be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +211,7 @@ class ControlFacts:
     apply_success: bool = True
     apply_time: float = 0.0
     config_hash: str = ""
+    api: ApiFacts | None = None
 
 
 def version() -> str:
@@ -244,6 +276,8 @@ def render(stats: Stats, statuses: Sequence[PortStatus], facts: ControlFacts) ->
     sheet.add("switch_config_last_apply_success", [], 1 if facts.apply_success else 0)
     sheet.add("switch_config_last_apply_timestamp_seconds", [], facts.apply_time)
     sheet.info("switch_config_hash_info", {"hash": facts.config_hash})
+    if facts.api:
+        _api(sheet, facts.api)
     specs = {spec.name: spec for spec in facts.specs}
     for status in statuses:
         spec = specs.get(status.name)
@@ -284,6 +318,15 @@ def render(stats: Stats, statuses: Sequence[PortStatus], facts: ControlFacts) ->
             buckets.append((bound, running))
         sheet.histogram("switch_worker_batch_frames", label, buckets, worker.frames)
     return list(sheet.families.values())
+
+
+def _api(sheet: _Sheet, api: ApiFacts) -> None:
+    sheet.add("switch_api_listening", [], 1 if api.listening else 0)
+    sheet.add("switch_api_connections", [], api.connections)
+    for reason, count in api.refused.items():
+        sheet.add("switch_api_refused_total", [reason], count)
+    if api.certificate_expires is not None:
+        sheet.add("switch_api_certificate_expiry_timestamp_seconds", [], api.certificate_expires)
 
 
 def _port(sheet: _Sheet, port: PortStats) -> None:

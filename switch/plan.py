@@ -213,6 +213,45 @@ class DelFlow(Step):
         return _flow_text(self.flow)
 
 
+@dataclass(frozen=True, slots=True)
+class AddListener(Step):
+    """Serve the API over TCP. This and the two below are no calls to the datapath: switch.control carries them out."""
+
+    address: str
+    verb: ClassVar[str] = "add listener"
+
+    @property
+    def subject(self) -> str:
+        return f"control.tcp at {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetListener(Step):
+    """Connections go on, except those with a token that is no more."""
+
+    address: str
+    found: tuple[Change, ...]
+    verb: ClassVar[str] = "set listener"
+
+    @property
+    def subject(self) -> str:
+        return f"control.tcp at {self.address}"
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return self.found
+
+
+@dataclass(frozen=True, slots=True)
+class DelListener(Step):
+    address: str
+    verb: ClassVar[str] = "delete listener"
+
+    @property
+    def subject(self) -> str:
+        return f"control.tcp at {self.address}"
+
+
 def plan(running: State, wanted: State) -> list[Step]:
     """The steps from `running` to `wanted`, in an order in which each of them can succeed. Equal states: no steps."""
     old_bridges = {bridge.name: bridge for bridge in running.bridges}

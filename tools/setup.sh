@@ -57,6 +57,8 @@ missing_packages() {
   have ethtool || echo ethtool
   have tshark || echo tshark
   have tcpdump || echo tcpdump
+  have openssl || echo openssl
+  have curl || echo curl
   [ -e /usr/include/infiniband/verbs.h ] || echo libibverbs-dev
   [ -d /usr/lib/python3/dist-packages/pyverbs ] || echo python3-pyverbs ibverbs-providers
   [ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || echo openvswitch-switch-dpdk

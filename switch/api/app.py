@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from switch.api import models, views
+from switch.api.gate import describe_access
 from switch.api.streams import CaptureResponse
 from switch.config import config_hash
 from switch.config.values import format_mac, parse_mac
@@ -36,7 +37,12 @@ The control API of switchd, served on a Unix socket whose file mode and group ar
 
     curl --unix-socket /run/switch/control.sock http://localhost/v1/show
 
-Direction is the switch's: rx enters the switch, tx leaves it. Every error has the shape `Error`.
+Over TCP, where the configuration has `control.tcp`, it is https, and needs a token. What a route needs is the role at
+its security scheme: `read` or `write`. Without a token the answer is 401, with one that may not do this 403:
+
+    curl --cacert ca.pem -H "Authorization: Bearer $(cat token)" https://switch.example:9481/v1/show
+
+Direction is the switch's: rx enters the switch, tx leaves it. Every error has the shape `ErrorShape`.
 """
 
 PORT_EXAMPLES: dict[str, Any] = {
@@ -50,7 +56,7 @@ PORT_EXAMPLES: dict[str, Any] = {
 def make_app(control: Control, registry: CollectorRegistry) -> FastAPI:
     """The application over a Control that was started on the loop that serves it."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": models.ErrorShape} for status in (400, 404, 409, 422, 501)
+        status: {"model": models.ErrorShape} for status in (400, 401, 403, 404, 409, 422, 501)
     }
     app = FastAPI(
         title="switchd control API", version=version(), description=DESCRIPTION, responses=errors, docs_url=None,
@@ -62,6 +68,7 @@ def make_app(control: Control, registry: CollectorRegistry) -> FastAPI:
     _flows(app, control)
     _config(app, control)
     _watch(app, control, registry)
+    describe_access(app)
     return app
 
 
@@ -220,7 +227,7 @@ def _config(app: FastAPI, control: Control) -> None:
 
     @app.post("/v1/config/plan", summary="What applying a file would do", tags=["config"])
     async def plan(request: models.ConfigText) -> models.PlanShape:
-        planned = control.plan(control.parse(request.text, request.path), exact=request.exact)
+        planned = await control.preview(control.parse(request.text, request.path), exact=request.exact)
         return models.PlanShape(
             steps=views.steps(planned.steps), restart=views.restarts(planned.restart), kept=planned.kept
         )

@@ -21,7 +21,9 @@ class FaultShape(Shape):
 
 
 class ErrorBody(Shape):
-    kind: str = Field(description="config, port, fdb, missing, exists, not_built, request, switch or internal")
+    kind: str = Field(
+        description="config, port, fdb, missing, exists, not_built, request, unauthorized, forbidden, switch, internal"
+    )
     message: str = Field(description="what was tried, on what, why it failed, what to do")
     faults: list[FaultShape] = Field(default_factory=list, description="of a configuration: every fault")
 

@@ -62,14 +62,15 @@ def port_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def request_of(options: dict[str, Any], vlan: dict[str, Any] | None = None) -> dict[str, Any]:
+def request_of(session: Session, options: dict[str, Any], vlan: dict[str, Any] | None = None) -> dict[str, Any]:
     """Options as the keys of a port; those not given are left out. `vlan`: what the port has now."""
     request = {key: value for key, value in options.items() if value is not None and not key.startswith("vlan_")}
     if not request.get("macs"):
         request.pop("macs", None)
     if "macs" in request:
         request["macs"] = list(request["macs"])
-    if request.get("socket"):  # an empty one is the daemon's to refuse, not this directory
+    # An empty one is the daemon's to refuse, not this directory; and this directory is not on another machine.
+    if request.get("socket") and not session.remote:
         request["socket"] = str(Path(request["socket"]).absolute())
     if "rx_affinity" in request:
         request["rx_affinity"] = _affinity(request["rx_affinity"])
@@ -130,7 +131,7 @@ def add_port(session: Session, /, kind: str, name: str, exist_ok: bool, **option
     swctl add-port afpacket uplink --device eth1 --vlan-trunk 10,20-29 --vlan-native 10
     swctl add-port afxdp fast --device eth2 --queues 4
     """
-    request = {"name": name, "type": kind, **request_of(options)}
+    request = {"name": name, "type": kind, **request_of(session, options)}
     data = session.ask("POST", "/v1/ports", request, exist_ok=exist_ok or None)
     session.answer(data, lambda: "" if data["changed"] else f"port {name} exists already")
 
@@ -145,7 +146,7 @@ def set_port(session: Session, /, name: str, defaults: tuple[str, ...], **option
     vlan = None
     if options.get("vlan_trunk") is not None or options.get("vlan_native") is not None:
         vlan = session.ask("GET", port_path(name))["vlan"]
-    request = request_of(options, vlan) | {key.replace("-", "_"): None for key in defaults}
+    request = request_of(session, options, vlan) | {key.replace("-", "_"): None for key in defaults}
     if not request:
         raise click.UsageError("nothing to change: give at least one option", click.get_current_context())
     data = session.ask("PATCH", port_path(name), request)

@@ -53,6 +53,12 @@ def _set_control(context: click.Context, _: click.Parameter, value: str | None) 
         context.ensure_object(Session).control = value
 
 
+def _set_identity(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        assert parameter.name
+        context.ensure_object(Session).identity[parameter.name] = value
+
+
 def _set_output(context: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
         context.ensure_object(Session).json = value == "json"
@@ -69,12 +75,28 @@ def _say_version(context: click.Context, _: click.Parameter, value: bool) -> Non
         context.exit()
 
 
-def common_options() -> list[click.Parameter]:
-    """Accepted before and after the verb."""
+_IDENTITY = (
+    ("--token-file", "Over https: the file with our token (default: $SWITCH_TOKEN_FILE)."),
+    ("--cacert", "Over https: the CA of the daemon's certificate (default: $SWITCH_CACERT, or the system's)."),
+    ("--cert", "Over https: our certificate, if it wants one (default: $SWITCH_CERT)."),
+    ("--key", "Over https: the key of our certificate (default: $SWITCH_KEY, or in the same file)."),
+)
+
+
+def common_options(hidden: bool = False) -> list[click.Parameter]:
+    """Accepted before and after the verb. `hidden`: what few need is not in the help of every verb."""
     return [
         click.Option(
             ["--control"], metavar="SOCKET", expose_value=False, is_eager=True, callback=_set_control,
-            help=f"The daemon's control socket (default: $SWITCH_CONTROL or {DEFAULT_CONTROL}).",
+            help="The daemon: its control socket, or https://HOST:PORT "
+            f"(default: $SWITCH_CONTROL or {DEFAULT_CONTROL}).",
+        ),
+        *(
+            click.Option(
+                [name], metavar="FILE", expose_value=False, is_eager=True, callback=_set_identity, help=text,
+                hidden=hidden,
+            )
+            for name, text in _IDENTITY
         ),
         click.Option(
             ["-o", "--output"], type=click.Choice(["table", "json"]), expose_value=False, is_eager=True,
@@ -88,7 +110,7 @@ class Verb(click.Command):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.params += common_options()
+        self.params += common_options(hidden=True)
 
 
 class Verbs(click.Group):

@@ -22,14 +22,15 @@ EXACT = click.option("--exact", is_flag=True, help="Also remove ports that were 
 PENDING = 2
 
 
-def _request(file: str, **more: Any) -> dict[str, Any]:
-    if file == "-":
-        return {"text": sys.stdin.read(), "path": str(Path.cwd() / "stdin"), **more}
+def _request(session: Session, file: str, **more: Any) -> dict[str, Any]:
+    """A file for the daemon. On another machine its path means nothing: relative paths in it are then refused."""
     from switch.config.reading import MAX_BYTES, read_bytes
 
-    path = Path(file)
+    path = Path.cwd() / "stdin" if file == "-" else Path(file)
+    name = path.name if session.remote else str(path.absolute())
     try:
-        return {"text": read_bytes(path, MAX_BYTES).decode(), "path": str(path.absolute()), **more}
+        text = sys.stdin.read() if file == "-" else read_bytes(path, MAX_BYTES).decode()
+        return {"text": text, "path": name, **more}
     except UnicodeDecodeError:
         raise click.ClickException(f"{file} is not text in UTF-8") from None
     except OSError as error:
@@ -38,7 +39,9 @@ def _request(file: str, **more: Any) -> dict[str, Any]:
 
 @click.command(cls=Verb)
 @FILE
-@click.option("--any-machine", is_flag=True, help="Do not check CPUs and groups: the file is for another machine.")
+@click.option(
+    "--any-machine", is_flag=True, help="Do not check CPUs, groups and certificates: the file is for another machine."
+)
 @click.pass_obj
 def validate(session: Session, file: str, any_machine: bool) -> None:
     """Check FILE. Needs no daemon. Every fault is shown with its place."""
@@ -47,6 +50,10 @@ def validate(session: Session, file: str, any_machine: bool) -> None:
     machine = ANY_MACHINE if any_machine else None
     stdin = file == "-"
     config = parse_config(sys.stdin.read(), "stdin", Path.cwd(), machine) if stdin else load_config(file, machine)
+    if config.control.tcp and not any_machine:
+        from switch.api.credentials import load_credentials
+
+        load_credentials(config.control.tcp)
     ports, bridges = len(config.ports), len(config.all_bridges())
     data = {"ports": ports, "bridges": bridges, "hash": config_hash(config)}
     session.answer(data, lambda: f"{file}: ok, {_count(ports, 'port')}, {_count(bridges, 'bridge')}")
@@ -77,7 +84,7 @@ def _pending(data: dict[str, Any]) -> None:
 @click.pass_obj
 def plan(session: Session, file: str, exact: bool) -> None:
     """What `apply FILE` would do, step by step. Exit status 2 when there is something to do."""
-    data = session.ask("POST", "/v1/config/plan", _request(file, exact=exact))
+    data = session.ask("POST", "/v1/config/plan", _request(session, file, exact=exact))
 
     def text() -> str:
         rows = [
@@ -100,7 +107,7 @@ _SIGNS = {"Add": ("+", "green"), "Del": ("-", "red"), "Set": ("~", "yellow"), "R
 @click.pass_obj
 def diff(session: Session, file: str, exact: bool) -> None:
     """How FILE differs from what runs. Exit status 2 when it does."""
-    data = session.ask("POST", "/v1/config/plan", _request(file, exact=exact))
+    data = session.ask("POST", "/v1/config/plan", _request(session, file, exact=exact))
 
     def text() -> str:
         lines = []
@@ -130,7 +137,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float:
 @click.pass_obj
 def apply(session: Session, file: str, exact: bool, confirm: float) -> None:
     """Make the switch be as FILE says: all of it, or nothing. Ports that do not change are not disturbed."""
-    data = session.ask("POST", "/v1/config/apply", _request(file, exact=exact, confirm=confirm))
+    data = session.ask("POST", "/v1/config/apply", _request(session, file, exact=exact, confirm=confirm))
 
     def text() -> str:
         lines = [step["text"] for step in data["steps"]] or ["nothing to change"]
@@ -165,6 +172,8 @@ def save(session: Session, file: str | None) -> None:
 
     Without FILE: to the file that switchd was started with. An old file is kept as FILE.old.
     """
+    if session.remote and file is None:
+        raise click.UsageError("name a FILE: the one that switchd was started with is on another machine")
     data = session.ask("GET", "/v1/config")
     if file == "-":
         click.echo(data["yaml"], nl=False)

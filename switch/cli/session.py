@@ -8,15 +8,19 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import click
 
 from switch.errors import ControlError
 
+if TYPE_CHECKING:
+    import http.client
+
 DEFAULT_CONTROL = "/run/switch/control.sock"
 TIMEOUT = 60.0
+IDENTITY = ("token_file", "cacert", "cert", "key")
 
 
 class Refused(ControlError):
@@ -33,7 +37,14 @@ class Session:
 
     def __init__(self) -> None:
         self.control = os.environ.get("SWITCH_CONTROL") or DEFAULT_CONTROL
+        # Only for a daemon at an URL: files that say who we are and whom we trust.
+        self.identity = {key: os.environ.get(f"SWITCH_{key.upper()}", "") for key in IDENTITY}
         self.json = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether the daemon is named by an URL: it may be on another machine, with other files."""
+        return "://" in self.control
 
     # ---- asking ----
 
@@ -74,15 +85,41 @@ class Session:
         given = {key: str(value).lower() if isinstance(value, bool) else value
                  for key, value in query.items() if value is not None}  # fmt: skip
         target = quote(path) + (f"?{urlencode(given)}" if given else "")
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = self._connect(timeout)
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if data else {}
+        connection = self._connect_remote(timeout, headers) if self.remote else self._connect_local(timeout)
         try:
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, target, data, {"Content-Type": "application/json"} if data else {})
+            connection.request(method, target, data, headers)
             return connection.getresponse(), connection
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise ControlError(f"switchd at {self.control} did not answer ({error!r}); see its log") from error
+            raise ControlError(f"switchd at {self.control} did not answer: {self._silent(error)}") from error
+
+    def _silent(self, error: Exception) -> str:
+        """Why no answer came."""
+        if self.remote and not isinstance(error, TimeoutError):
+            from switch.cli import remote
+
+            return remote.failed(error, remote.Identity(**self.identity))
+        return f"{error!r}; see its log"
+
+    def _connect_remote(self, timeout: float | None, headers: dict[str, str]) -> http.client.HTTPConnection:
+        import http.client
+
+        from switch.cli import remote
+
+        identity = remote.Identity(**self.identity)
+        connection = http.client.HTTPConnection(*remote.place(self.control))
+        headers["Authorization"] = f"Bearer {remote.token(identity, self.control)}"
+        connection.sock = remote.connect(self.control, identity, timeout)
+        return connection
+
+    def _connect_local(self, timeout: float | None) -> http.client.HTTPConnection:
+        import http.client
+
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self._connect(timeout)
+        return connection
 
     def _connect(self, timeout: float | None) -> socket.socket:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -96,6 +133,8 @@ class Session:
 
     def _why(self, error: OSError) -> str:
         other = "or name another socket with --control or $SWITCH_CONTROL"
+        if "/" not in self.control and ":" in self.control:
+            return f"there is no such socket; for a daemon on another machine write https://{self.control}"
         if isinstance(error, FileNotFoundError):
             return f"there is no such socket; start the daemon with `switchd --config FILE`, {other}"
         if isinstance(error, ConnectionRefusedError):

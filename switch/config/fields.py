@@ -342,6 +342,7 @@ Group = Annotated[
 ]
 SocketPath = Annotated[str, _in_directory(resolve_socket), WithJsonSchema({"type": "string", "minLength": 1})]
 DirectoryPath = Annotated[str, _in_directory(resolve_path), WithJsonSchema({"type": "string", "minLength": 1})]
+FilePath = Annotated[str, _in_directory(resolve_path), WithJsonSchema({"type": "string", "minLength": 1})]
 VlanId = Annotated[
     int,
     checked(values.parse_vlan),
@@ -456,13 +457,16 @@ Affinity = Annotated[
         }
     ),
 ]
+Address = Annotated[
+    tuple[str, int],
+    checked(values.parse_address),
+    PlainSerializer(values.format_address, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": ":[0-9]{1,5}$"}),
+]
 Listen = Annotated[
     tuple[str, int] | None,
     BeforeValidator(lambda value: None if value is None else guarded(values.parse_listen, value)),
-    PlainSerializer(
-        lambda to: "off" if to is None else f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}",
-        when_used="json",
-    ),
+    PlainSerializer(lambda to: "off" if to is None else values.format_address(to), when_used="json"),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^off$|:[0-9]{1,5}$"}, {"type": "null"}]}),
 ]
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from switch.config import values
 from switch.config.fields import (
     MAX_CPU,
     MAX_MACS,
+    Address,
     Boolean,
     Conflict,
     Context,
     DirectoryPath,
     FileMode,
+    FilePath,
     Group,
     Listen,
     MacAddress,
@@ -131,14 +133,84 @@ class SwitchSection(Section):
                 )
 
 
+class TokenSection(Section):
+    """A secret that opens the API over TCP: who presents it may read, or change everything."""
+
+    name: Annotated[Name, Field(description="who that is, in the log and in `swctl events`")]
+    file: Annotated[
+        FilePath,
+        Field(description="file with the token in one line, 20 characters or more; nobody else may read it"),
+    ]
+    access: Literal["read", "write"] = Field(
+        "read", description="read: look, and /metrics; write: also change everything, and capture frames"
+    )
+
+
+class TcpSection(Section):
+    """The API over TCP: with TLS, for whoever presents a token. Files are read at start and at every reload."""
+
+    # `conflicts` says more of an absent token than "missing", so pydantic is not told that it is required.
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].append("tokens"))
+
+    habits: ClassVar[Mapping[str, str]] = {
+        "address": 'listen: "ADDRESS:PORT"',
+        "port": 'listen: "ADDRESS:PORT"',
+        "cert": "certificate: FILE",
+        "cert_file": "certificate: FILE",
+        "certificate_file": "certificate: FILE",
+        "tls_cert": "certificate: FILE",
+        "key_file": "key: FILE",
+        "tls_key": "key: FILE",
+        "ca": "client_ca: FILE",
+        "client_ca_file": "client_ca: FILE",
+        "token": "tokens: [{name: NAME, file: FILE, access: read}]",
+        "token_file": "tokens: [{name: NAME, file: FILE, access: read}]",
+        "tls": "certificate: FILE and key: FILE; there is no TCP without TLS",
+        "insecure": "certificate: FILE and key: FILE; there is no TCP without TLS",
+    }
+
+    listen: Annotated[
+        Address, Field(description='"10.0.0.5:9481", "[::1]:9481" or ":9481" (every address of the machine)')
+    ]
+    certificate: Annotated[
+        FilePath, Field(description="PEM file with the server's certificate, then those between it and its CA")
+    ]
+    key: Annotated[FilePath, Field(description="PEM file with its private key; nobody else may read it")]
+    client_ca: Annotated[
+        FilePath | None,
+        Field(description="PEM file with the CAs of clients, who must then show a certificate beside the token"),
+    ] = None
+    tokens: Annotated[
+        tuple[TokenSection, ...],
+        Field(description="who may ask; at least one", max_length=64, strict=False, json_schema_extra={"minItems": 1}),
+    ] = ()
+
+    @classmethod
+    def conflicts(cls, raw: Mapping[str, Any], context: Context) -> Iterator[Conflict]:
+        if raw.get("tokens", ()) in (None, (), []):
+            yield ("tokens",), "the API over TCP needs a token: write tokens: [{name: NAME, file: FILE, access: read}]"
+        for key in ("name", "file"):
+            first: dict[str, int] = {}
+            for index, token in mappings(raw.get("tokens")):
+                value = token.get(key)
+                if isinstance(value, str) and first.setdefault(value, index) != index:
+                    yield ("tokens", index, key), f"the {key} {values.show(value)} is taken by tokens[{first[value]}]"
+
+
 class ControlSection(Section):
-    """The Unix socket that `swctl` and the HTTP API use. Its file mode and group are the access control."""
+    """Where `swctl` and the HTTP API are served: a Unix socket, whose mode and group decide who may, and TCP."""
+
+    habits: ClassVar[Mapping[str, str]] = {
+        "listen": 'tcp: {listen: "ADDRESS:PORT", certificate: FILE, key: FILE, tokens: [...]}',
+        "tls": 'tcp: {listen: "ADDRESS:PORT", certificate: FILE, key: FILE, tokens: [...]}',
+    }
 
     socket: Annotated[SocketPath, Field(description="path of the control socket")] = DEFAULT_CONTROL_SOCKET
     mode: Annotated[FileMode, Field(description='permission bits of the socket, in quotes: "0660"')] = 0o660
     group: Annotated[
         Group | None, Field(description="group of the socket, by name or number; absent: the daemon's own")
     ] = None
+    tcp: TcpSection | None = Field(None, description="the API over TCP; absent: not over TCP")
 
 
 class MetricsSection(Section):
@@ -226,7 +298,7 @@ class Config(Section):
 
     version: Annotated[Literal[1], Field(description="version of this format")]
     switch: SwitchSection = Field(SwitchSection(), description="the switch as a whole")
-    control: ControlSection = Field(ControlSection(), description="the control socket")
+    control: ControlSection = Field(ControlSection(), description="where swctl and the API are served")
     metrics: MetricsSection = Field(MetricsSection(), description="the Prometheus endpoint")
     bridges: Annotated[
         tuple[BridgeSection, ...],

@@ -171,6 +171,8 @@ _EXAMPLES = {
     "WorkerSection": "{{cpu: {0}}}",
     "BridgeSection": "{{name: {0}}}",
     "MetricsSection": '{{listen: "127.0.0.1:9480"}}',
+    "TcpSection": '{{listen: "{0}", certificate: FILE, key: FILE, tokens: [...]}}',
+    "TokenSection": "{{name: NAME, file: {0}}}",
     "MemorySection": "{{size: {0}}}",
 }
 

@@ -22,6 +22,7 @@ def whole_file_conflicts(raw: Mapping[str, Any], context: Context) -> Iterator[C
     yield from _used_twice("ports", ports, "name", "the name")
     yield from _devices(ports)
     yield from _sockets(raw, ports, context)
+    yield from _addresses(raw)
     names = list(dict.fromkeys(bridge["name"] for _, bridge in bridges if isinstance(bridge.get("name"), str)))
     if not bridges:
         names = ["br0"]
@@ -70,6 +71,25 @@ def _sockets(raw: Mapping[str, Any], ports: Numbered, context: Context) -> Itera
     for index, port in ports:
         if path is not None and absolute(port.get("socket")) == path:
             yield ("ports", index, "socket"), f"{values.show(path)} is the control socket: choose another path"
+
+
+def _addresses(raw: Mapping[str, Any]) -> Iterator[Conflict]:
+    """The API and the metrics cannot share a port, unless each has an address of its own."""
+    found: list[tuple[str, int]] = []
+    for path, default in ((("metrics", "listen"), "127.0.0.1:9480"), (("control", "tcp", "listen"), None)):
+        value: Any = raw
+        for key in path:
+            value = value.get(key, default) if isinstance(value, dict) else default
+        try:
+            address = values.parse_listen(value)
+        except ValueError:
+            address = None
+        if address and address[1]:
+            found.append(address)
+    if len(found) == 2 and found[0][1] == found[1][1]:
+        hosts = {"" if host in ("0.0.0.0", "::") else host for host, _ in found}
+        if len(hosts) == 1 or "" in hosts:
+            yield ("control", "tcp", "listen"), f"port {found[0][1]} is that of metrics.listen: choose another"
 
 
 def _bridge_references(ports: Numbered, names: list[str]) -> Iterator[Conflict]:

@@ -54,6 +54,8 @@ def sections() -> dict[str, str]:
         "switch.workers[]": "WorkerSection",
         "switch.memory": "MemorySection",
         "control": "ControlSection",
+        "control.tcp": "TcpSection",
+        "control.tcp.tokens[]": "TokenSection",
         "metrics": "MetricsSection",
         "bridges[]": "BridgeSection",
         "bridges[].static[]": "StaticSection",

@@ -153,13 +153,22 @@ def format_vlans(vlans: Iterable[int]) -> list[int | str]:
 
 
 def parse_listen(value: object) -> tuple[str, int] | None:
-    """(host, port) of "127.0.0.1:9480", "[::1]:9480", "name:9480"; ("", port) of ":9480"; None of "off" and null."""
+    """As parse_address; None of "off" and null."""
     if value is None or value == "off":
         return None
-    shape = 'write "127.0.0.1:9480", "[::1]:9480", ":9480" (every address) or "off"'
+    return parse_address(value, ' or "off"')
+
+
+def parse_address(value: object, otherwise: str = "") -> tuple[str, int]:
+    """(host, port) of "127.0.0.1:9480", "[::1]:9480", "name:9480"; ("", port) of ":9480"."""
+    shape = f'write "127.0.0.1:9480", "[::1]:9480", ":9480" (every address){otherwise}'
     if not isinstance(value, str):
         raise ValueError(f"{show(value)} is not an address to listen on: {shape}")
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})", value, re.ASCII)
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"{show(value)} is not an address to listen on: {shape}")
     return (match[1] or match[2] or "", int(match[3]))
+
+
+def format_address(to: tuple[str, int]) -> str:
+    return f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}"

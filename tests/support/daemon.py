@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from switch.api.app import make_app
 from switch.api.sockets import claim_socket
+from switch.api.tcp import TcpListener
 from switch.config import Machine, parse_config
-from switch.control import Control
+from switch.control import Control, Listener
 from switch.daemon import _make_server
 from switch.metrics import make_registry
 from switch.state import SavedState, StateFile
@@ -35,41 +37,63 @@ def config_text(folder: Path, ports: str = "", extra: str = "") -> str:
 
 
 def make_control(
-    folder: Path, datapath: MemoryDatapath | None = None, text: str = "", saved: SavedState | None = None
+    folder: Path,
+    datapath: MemoryDatapath | None = None,
+    text: str = "",
+    saved: SavedState | None = None,
+    listener: Listener | None = None,
 ) -> Control:
     """A started Control whose file is folder/switch.yaml."""
     path = folder / "switch.yaml"
     path.write_text(text or config_text(folder))
     config = parse_config(path.read_text(), str(path), folder, MACHINE)
     control = Control(
-        datapath or MemoryDatapath(), config, path, machine=MACHINE, state_file=StateFile(folder / "state.json")
-    )
+        datapath or MemoryDatapath(), config, path, machine=MACHINE, state_file=StateFile(folder / "state.json"),
+        listener=listener,
+    )  # fmt: skip
     control.start(saved)
     return control
 
 
 class Service:
-    """A running API. `ask` speaks HTTP over its Unix socket; `call` runs a coroutine on its loop."""
+    """A running API. `ask` speaks HTTP over its Unix socket; `call` runs a coroutine on its loop.
 
-    def __init__(self, folder: Path) -> None:
+    `tcp`: it is served over TCP too, as this control.tcp says.
+    """
+
+    def __init__(self, folder: Path, tcp: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.socket = folder / "control.sock"
         self.datapath = MemoryDatapath()
-        self.control = make_control(folder, self.datapath)
+        self.listener = TcpListener()
+        self.control = make_control(folder, self.datapath, self.text(tcp), listener=self.listener)
         self._loop = asyncio.new_event_loop()
         self._claimed = claim_socket(self.socket, 0o660, None)
         registry = make_registry(self.datapath, self.control.facts)
-        self._server = _make_server(make_app(self.control, registry))
+        app = make_app(self.control, registry)
+        self.listener.serve(app)
+        self._server = _make_server(app)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+        if tcp:
+            self.call(self.listener.demand(self.control.config.control.tcp))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._server.serve(sockets=[self._claimed.listener]))
         self._loop.close()
 
+    def text(self, tcp: Mapping[str, Any] | None) -> str:
+        """The configuration with this control.tcp."""
+        control = f"control: {{socket: {self.socket}"
+        return config_text(self.folder).replace(control, f"{control}, tcp: {json.dumps(tcp)}" if tcp else control)
+
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """Run a coroutine on the loop and go on meanwhile."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def soon(self, action: Any, *arguments: Any) -> None:
         """Run a function on the loop."""
@@ -97,6 +121,7 @@ class Service:
 
     def close(self) -> None:
         self.soon(self.control.events.close)
+        self.call(self.listener.close())
         self._server.should_exit = True
         self._thread.join(20)
         self._claimed.release()
@@ -104,8 +129,8 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(folder: Path) -> Iterator[Service]:
-    made = Service(folder)
+def service(folder: Path, tcp: Mapping[str, Any] | None = None) -> Iterator[Service]:
+    made = Service(folder, tcp)
     try:
         yield made
     finally:

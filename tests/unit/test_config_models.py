@@ -39,6 +39,15 @@ def port(body: str, more: str = "") -> str:
 VM = "name: vm1, type: vhostuser, socket: /run/vm1.sock"
 VU = "name: vu, type: virtiouser, socket: /run/vu.sock"
 
+T = "tokens: [{name: a, file: /t}]"
+
+
+def tcp(
+    more: str = "", listen: str = 'listen: ":9481"', certificate: str = "certificate: /c", key: str = "key: /k"
+) -> str:
+    return f"version: 1\ncontrol: {{tcp: {{{', '.join(filter(None, (listen, certificate, key, more)))}}}}}"
+
+
 ROWS = [
     # top
     ("ports: []", "version", "required key is missing"),
@@ -83,6 +92,29 @@ ROWS = [
     ("version: 1\nmetrics: {listen: 9480}", "metrics.listen", "9480 is not an address to listen on"),
     ('version: 1\nmetrics: {listen: "::1:9480"}', "metrics.listen", 'write "127.0.0.1:9480", "[::1]:9480"'),
     ('version: 1\nmetrics: {listen: "127.0.0.1:70000"}', "metrics.listen", "is not an address to listen on"),
+    # control.tcp
+    ("version: 1\ncontrol: {tcp: on}", "control.tcp", 'must be a mapping (key: value), not \'on\': write {listen: "on", certificate: FILE, key: FILE, tokens: [...]}'),
+    ("version: 1\ncontrol: {listen: 0.0.0.0}", "control.listen", 'write tcp: {listen: "ADDRESS:PORT", certificate: FILE, key: FILE, tokens: [...]}'),
+    (tcp(), "control.tcp.tokens", "the API over TCP needs a token: write tokens: [{name: NAME, file: FILE, access: read}]"),
+    (tcp("tokens: []"), "control.tcp.tokens", "the API over TCP needs a token"),
+    (tcp("tokens: /t"), "control.tcp.tokens", "must be a list"),
+    (tcp("tokens: [/t]"), "control.tcp.tokens[0]", "write {name: NAME, file: /t}"),
+    (tcp("tokens: [{name: a}]"), "control.tcp.tokens[0].file", "required key is missing"),
+    (tcp("tokens: [{file: /t}]"), "control.tcp.tokens[0].name", "required key is missing"),
+    (tcp("tokens: [{name: a, file: t}]"), "control.tcp.tokens[0].file", "'t' is a relative path"),
+    (tcp("tokens: [{name: a, file: /t, access: admin}]"), "control.tcp.tokens[0].access", "must be read or write, not 'admin'"),
+    (tcp("tokens: [{name: a, file: /t}, {name: a, file: /u}]"), "control.tcp.tokens[1].name", "the name 'a' is taken by tokens[0]"),
+    (tcp("tokens: [{name: a, file: /t}, {name: b, file: /t}]"), "control.tcp.tokens[1].file", "the file '/t' is taken by tokens[0]"),
+    (tcp(T, certificate=""), "control.tcp.certificate", "required key is missing"),
+    (tcp(T, key=""), "control.tcp.key", "required key is missing"),
+    (tcp(T, listen=""), "control.tcp.listen", "required key is missing"),
+    (tcp(T, listen="listen: 9481"), "control.tcp.listen", "9481 is not an address to listen on"),
+    (tcp(T, listen='listen: "off"'), "control.tcp.listen", "'off' is not an address to listen on"),
+    (tcp(T, listen='listen: ":9480"'), "control.tcp.listen", "port 9480 is that of metrics.listen: choose another"),
+    (tcp(T, listen='listen: "127.0.0.1:9480"'), "control.tcp.listen", "port 9480 is that of metrics.listen"),
+    (tcp(f"{T}, tls: false"), "control.tcp.tls", "there is no TCP without TLS"),
+    (tcp(f"{T}, token_file: /t"), "control.tcp.token_file", "write tokens: [{name: NAME, file: FILE, access: read}]"),
+    (tcp(f"{T}, cert_file: /t"), "control.tcp.cert_file", "write certificate: FILE"),
     # bridges
     ("version: 1\nbridges: [{}]", "bridges[0].name", "required key is missing"),
     ("version: 1\nbridges: [{name: a}, {name: a}]", "bridges[1].name", "the name 'a' is taken by bridges[0]"),

@@ -25,9 +25,17 @@ def test_the_schema_is_current() -> None:
 
 
 def test_there_are_samples() -> None:
-    assert {"quickstart", "vlans", "libvirt", "uplink", "many-ports", "security", "workers", "ovs-uplink"} <= {
-        path.stem for path in SAMPLES
-    }
+    assert {
+        "quickstart",
+        "vlans",
+        "libvirt",
+        "uplink",
+        "many-ports",
+        "security",
+        "workers",
+        "ovs-uplink",
+        "remote-control",
+    } <= {path.stem for path in SAMPLES}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)

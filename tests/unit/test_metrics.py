@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from switch.datapath import PortSpec, PortStats, QueueStats
 from switch.errors import SwitchError
-from switch.metrics import FAMILIES, ControlFacts, MetricsServer, make_registry, render
+from switch.metrics import FAMILIES, REFUSALS, ApiFacts, ControlFacts, MetricsServer, make_registry, render
 from tests.support.memory_datapath import RX_REASONS, TX_REASONS, MemoryDatapath
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,8 @@ def datapath() -> Iterator[MemoryDatapath]:
 
 
 def facts(datapath: MemoryDatapath) -> ControlFacts:
-    return ControlFacts(list(datapath.specs.values()), 100.0, 2, False, 50.0, "abc123")
+    api = ApiFacts(True, 3, dict.fromkeys(REFUSALS, 0) | {"token": 7}, 1e9)
+    return ControlFacts(list(datapath.specs.values()), 100.0, 2, False, 50.0, "abc123", api)
 
 
 def samples(datapath: MemoryDatapath) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -62,6 +63,7 @@ def test_values_carry_the_promised_labels(datapath: MemoryDatapath) -> None:
     assert found["switch_config_last_apply_success"] == {(): 0}
     assert found["switch_config_hash_info"] == {(("hash", "abc123"),): 1}
     assert found["switch_restarts_total"] == {(): 2}
+    assert found["switch_api_refused_total"][("reason", "token"),] == 7
     assert found["switch_worker_busy_seconds_total"][("worker", "1"),] == 1.5
 
 
