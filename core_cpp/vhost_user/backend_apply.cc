@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Back-end: from wishes to live rings. The only file that makes or destroys a ring, always inside a pause.
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "base/event_signal.h"
 #include "vhost_user/backend.h"
 #include "vhost_user/backend_detail.h"
 #include "virtio/packed_position.h"
@@ -30,11 +30,10 @@ bool make_nonblocking(int fd) {
   return true;
 }
 
-void write_eventfd(const std::shared_ptr<UniqueFd>& fd) {
+void signal_err(const std::shared_ptr<UniqueFd>& fd) {
   if (!fd) return;
   (void)make_nonblocking(fd->get());
-  const uint64_t one = 1;
-  (void)!::write(fd->get(), &one, sizeof one);
+  (void)signal_eventfd(fd->get());
 }
 
 // What is still missing from a wish; empty when complete.
@@ -200,7 +199,7 @@ void Backend::break_ring(Ring& ring, const std::string& why) {
   ring.broken = why;
   ring.waiting = "stopped: " + why;
   ++counters_.rings_broken;
-  write_eventfd(ring.wish.err);  // vhost-user "SET_VRING_ERR"
+  signal_err(ring.wish.err);  // vhost-user "SET_VRING_ERR"
   host_.event("ring_broken", ring_name(index_of(ring)) + ": " + why);
 }
 
@@ -238,11 +237,10 @@ void Backend::check_health() {
     std::string why = live->broken();
     if (faulted) why = "the guest's memory file was truncated";
     // The flags of an eventfd are shared with the peer: one made blocking and filled would stop the worker that writes
-    // it.
+    // it, on a system where it has to write (base/event_signal.h).
     const int call = fd_of(rings_[i].wish.call);
     if (call >= 0 && make_nonblocking(call)) {
-      uint64_t count = 0;
-      (void)!::read(call, &count, sizeof count);  // frees a writer that waits already
+      (void)drain_eventfd(call);  // frees a writer that waits already
       why = "its call eventfd was made blocking";
     }
     if (!why.empty()) sick.emplace_back(i, std::move(why));

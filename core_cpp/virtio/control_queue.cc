@@ -12,6 +12,7 @@
 
 #include "base/atomic.h"
 #include "base/check.h"
+#include "base/event_signal.h"
 #include "virtio/spec.h"
 
 namespace sw {
@@ -64,8 +65,7 @@ void ControlQueue::submit(uint8_t command_class, uint8_t command, std::span<cons
   const auto bytes = static_cast<uint32_t>(data.size() + 2);
   packed_ ? submit_packed(bytes) : submit_split(bytes);
   // Whatever the device's suppression says: a kick too many is allowed (virtio 1.3 2.7.7.2, 2.8.10) and rare here.
-  const uint64_t one = 1;
-  (void)!::write(config_.kick_fd, &one, sizeof one);
+  (void)signal_eventfd(config_.kick_fd);
 }
 
 // The same two descriptors for every command; the available entry and the index move.

@@ -3,12 +3,12 @@
 #pragma once
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <memory>
 #include <string>
 
+#include "base/event_signal.h"
 #include "stats/counters.h"
 #include "virtio/device_ring.h"
 #include "virtio/guest_cursor.h"
@@ -43,7 +43,7 @@ class DeviceQueue : public Queue {
   void set_call_fd(int fd) final {
     call_fd_ = fd;
     if (fd < 0) return;
-    // The peer made the eventfd and may have left it blocking: a full counter must not stop a worker.
+    // The peer made the eventfd and may have left it blocking: a full counter must not stop a worker that has to write.
     const int flags = ::fcntl(fd, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK) == 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
   }
@@ -66,9 +66,8 @@ class DeviceQueue : public Queue {
       if (call_ != nullptr) call_->signal();
       return call_ != nullptr;
     }
-    // EAGAIN means that the counter is full: then the peer has not read it yet and will wake up anyway.
-    const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = ::write(call_fd_, &one, sizeof one);
+    // A full counter stays full: then the peer has not read it yet and will wake up anyway.
+    (void)signal_eventfd(call_fd_);
     return true;
   }
 };

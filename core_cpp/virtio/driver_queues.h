@@ -17,12 +17,11 @@
 // ([released_, consumed_)) -> posted again by release().
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "base/event_signal.h"
 #include "virtio/copy.h"
 #include "virtio/driver_ids.h"
 #include "virtio/driver_ring.h"
@@ -64,15 +63,6 @@ constexpr OffloadRules device_offloads(uint64_t features) {
   rules.ecn = has_feature(features, VIRTIO_NET_F_GUEST_ECN);
   rules.uso = has_feature(features, VIRTIO_NET_F_GUEST_USO4) && has_feature(features, VIRTIO_NET_F_GUEST_USO6);
   return rules;
-}
-
-inline bool write_eventfd(int fd) {
-  const uint64_t one = 1;
-  return fd >= 0 && ::write(fd, &one, sizeof one) == sizeof one;
-}
-inline void drain_eventfd(int fd) {
-  uint64_t count = 0;
-  if (fd >= 0) (void)!::read(fd, &count, sizeof count);
 }
 
 template <class Ring>
@@ -145,18 +135,18 @@ class DriverRxQueue final : public DriverRx {
   }
 
   void notify() override {
-    if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
+    if (ring_.kick_wanted() && signal_eventfd(kick_fd_)) counters_->notifications.add(1);
   }
 
   bool arm() override {
-    drain_eventfd(call_fd_);
+    (void)drain_eventfd(call_fd_);
     return (ring_.arm() || (consumed_ != reaped_ && !stalled_)) && !ring_.ids().failed();
   }
   void disarm() override { ring_.disarm(); }
   [[nodiscard]] int wake_fd() const override { return call_fd_; }
 
   [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }
-  void kick_now() override { write_eventfd(kick_fd_); }
+  void kick_now() override { (void)signal_eventfd(kick_fd_); }
   [[nodiscard]] uint32_t in_flight() const override { return ring_.ids().in_flight(); }
 
  private:
@@ -387,7 +377,7 @@ class DriverTxQueue final : public DriverTx {
   }
 
   void notify() override {
-    if (ring_.kick_wanted() && write_eventfd(kick_fd_)) counters_->notifications.add(1);
+    if (ring_.kick_wanted() && signal_eventfd(kick_fd_)) counters_->notifications.add(1);
   }
   void reclaim() override {
     ring_.template reap<false>(UINT32_MAX, [this](uint16_t head, uint64_t, uint32_t chain) {
@@ -397,7 +387,7 @@ class DriverTxQueue final : public DriverTx {
   }
 
   [[nodiscard]] std::string broken() const override { return ring_.ids().broken(); }
-  void kick_now() override { write_eventfd(kick_fd_); }
+  void kick_now() override { (void)signal_eventfd(kick_fd_); }
   [[nodiscard]] uint32_t in_flight() const override { return ring_.ids().in_flight(); }
 
  private:

@@ -15,6 +15,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/event_signal.h"
 
 namespace sw {
 
@@ -30,8 +31,8 @@ constexpr uint32_t kNapMaxNs = 50'000;
 constexpr uint64_t kPatienceNs = 20'000'000;  // wait_passed: then the worker is taken out of whatever call it hangs in
 constexpr int kBlockMs = 1000;  // a blocked worker still turns over once a second, so that its counters move
 
-// A peer can make its eventfd blocking and full behind our back, and a worker that signals it then hangs in write().
-// The signal ends the call with EINTR; what it does else is nothing.
+// Where the system makes us write() to eventfds (base/event_signal.h) a peer can make its one blocking and full behind our
+// back, and a worker that signals it then hangs. This signal ends the call with EINTR; what it does else is nothing.
 const int kNudgeSignal = SIGRTMIN + 5;
 
 void install_nudge_handler() {
@@ -119,6 +120,7 @@ void Worker::run() {
     CPU_SET(static_cast<size_t>(cpu_), &set);
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
   }
+  (void)signals_never_wait();  // makes what the first signal of this thread needs
   last_tsc_ = idle_since_tsc_ = tsc_now();
   while (!stopping_.load(std::memory_order_acquire)) {
     const Plan* plan = plan_.load(std::memory_order_acquire);

@@ -10,8 +10,8 @@
 //   pointer of any plan before G: the control side may free those plans and change the queues they named.
 // - Sleep (adaptive): spin, then pause, then short naps, then ask every queue for notifications, look once more (arm), and
 //   block in epoll. publish() and stop() write the wake eventfd, so a sleeping worker passes at once.
-// - A worker that a hostile peer holds in a system call (a full eventfd made blocking) is taken out of it by a signal when
-//   somebody waits for it: one guest cannot stop the control side.
+// - A worker that a hostile peer holds in a system call (a full eventfd made blocking, where base/event_signal.h has to
+//   write) is taken out of it by a signal when somebody waits for it: one guest cannot stop the control side.
 #pragma once
 
 #include <pthread.h>

@@ -5,8 +5,11 @@
 #include <sys/epoll.h>
 
 #include <array>
+#include <atomic>
 #include <random>
+#include <thread>
 
+#include "base/event_signal.h"
 #include "support/backend_bed.h"
 #include "support/split_driver.h"
 
@@ -276,6 +279,45 @@ TEST_CASE("Backend: an eventfd that would block is made non-blocking, and made b
   CHECK_FALSE(bed.live(1));
   CHECK(bed.live(0));
   CHECK(bed.backend->rings()[1].broken == "its call eventfd was made blocking");
+}
+
+// The flags of an eventfd are the peer's at any moment, also between a look at them and the write that follows.
+TEST_CASE("Backend: full eventfds that the peer makes blocking all the time hold up nobody") {
+  REQUIRE(signals_never_wait());
+  BackendBed bed;
+  bed.run();
+  const UniqueFd full = make_eventfd(0, EFD_CLOEXEC);
+  const uint64_t most = ~uint64_t{1};
+  REQUIRE(::write(full.get(), &most, sizeof most) == sizeof most);
+  std::atomic<bool> done{false};
+  std::atomic<uint32_t> rounds{0};
+  std::atomic<bool> rescued{false};
+  std::thread flipper([&] {
+    const int flags = ::fcntl(full.get(), F_GETFL) & ~O_NONBLOCK;
+    uint64_t ticks = 0;
+    uint32_t seen = 0;
+    for (; !done; ++ticks) {
+      (void)::fcntl(full.get(), F_SETFL, flags);
+      if (ticks % 10'000'000 != 0) continue;
+      if (ticks != 0 && rounds == seen) {  // nothing moves: let a writer go, and say so
+        rescued = true;
+        uint64_t count = 0;
+        (void)!::read(full.get(), &count, sizeof count);
+      }
+      seen = rounds;
+    }
+  });
+  for (; rounds < 2000 && !rescued; ++rounds) {
+    REQUIRE(bed.ask(VhostRequest::kSetVringCall, uint64_t{1}, {full.get()}) == 0);
+    REQUIRE(bed.ask(VhostRequest::kSetVringErr, uint64_t{1}, {full.get()}) == 0);
+    bed.backend->check_health();  // breaks the ring, whose guest is told through `err`
+    REQUIRE(bed.tell(VhostRequest::kGetVringBase, VhostVringState{1, 0}));
+    (void)bed.peer.receive();
+    bed.set_up(1);  // tells the guest through `call`
+  }
+  done = true;
+  flipper.join();
+  CHECK_FALSE(rescued);
 }
 
 TEST_CASE("Backend: a ring whose guest breaks a rule stops alone, once, and says so") {
