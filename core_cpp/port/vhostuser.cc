@@ -25,6 +25,15 @@ constexpr int kAcceptsPerCall = 16;
 constexpr double kEventBurst = 16;
 constexpr double kEventsPerSecond = 1;
 
+// Time of the control loop for one port: this much at once, then a tenth of it all. A guest with 128 queue pairs, the
+// most there can be, changes a ring 770 times when it starts.
+constexpr double kTimeBurstNs = 1e9;
+constexpr double kTimeShare = 0.1;
+constexpr uint64_t kPauseNs = 200'000;    // for a change of rings, beside what it takes: workers have work with it, too
+constexpr uint64_t kConnectNs = 200'000;  // for a connection
+constexpr uint64_t kLongestRestMs = 1000;
+constexpr uint64_t kThrottleTellNs = 60'000'000'000;
+
 BackendConfig backend_config(const PortConfig& config, PortCounters counters) {
   const size_t pairs = std::min<size_t>({counters.rx.size(), counters.tx.size(), kMaxVrings / 2});
   const OfferOptions options{.packed = config.packed,
@@ -45,13 +54,14 @@ VhostUserPort::VhostUserPort(const PortConfig& config, PortCounters counters)
     : config_(config),
       backend_config_(backend_config(config, counters)),
       mtu_(config.mtu),
-      event_budget_(kEventBurst) {}
+      event_budget_(kEventBurst),
+      time_budget_ns_(kTimeBurstNs) {}
 
 VhostUserPort::~VhostUserPort() { VhostUserPort::close(); }
 
 Result<void> VhostUserPort::open(PortHost& host) {
   host_ = &host;
-  event_refill_ns_ = monotonic_ns();
+  event_refill_ns_ = time_refill_ns_ = monotonic_ns();
   if (config_.socket_owner_switch) return listen();
   connect();
   return {};
@@ -62,6 +72,7 @@ void VhostUserPort::close() {
   EventLoop& loop = host_->loop();
   loop.cancel(health_timer_);
   loop.cancel(retry_timer_);
+  loop.cancel(rest_timer_);
   if (listener_) loop.remove(listener_.fd());
   listener_.close();
   if (backend_) {
@@ -83,7 +94,10 @@ Result<void> VhostUserPort::set_mtu(uint32_t mtu) {
   return {};
 }
 
-void VhostUserPort::pause() { host_->pause(*this); }
+void VhostUserPort::pause() {
+  charge(kPauseNs);
+  host_->pause(*this);
+}
 void VhostUserPort::resume() { host_->resume(*this); }
 
 void VhostUserPort::event(const std::string& kind, const std::string& detail) {
@@ -115,8 +129,10 @@ Result<void> VhostUserPort::listen() {
 
 void VhostUserPort::on_listener() {
   for (int i = 0; i < kAcceptsPerCall; ++i) {
+    if (const uint64_t delay_ms = rest_ms(); delay_ms != 0) return stop_listening(delay_ms);
     auto peer = listener_.accept();
     if (peer) {
+      charge(kConnectNs);
       admit(std::move(*peer));
       continue;
     }
@@ -124,14 +140,17 @@ void VhostUserPort::on_listener() {
     if (code == EAGAIN || code == EINTR || code == ECONNABORTED) return;
     // Out of descriptors or memory: the connection stays in the backlog, so look again later instead of spinning.
     event("error", peer.error().message());
-    host_->loop().remove(listener_.fd());
-    retry_timer_ = host_->loop().after(kAcceptRetryMs, [this] {
-      retry_timer_ = 0;
-      auto added = host_->loop().add(listener_.fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
-      if (!added) event("error", added.error().message());
-    });
-    return;
+    return stop_listening(kAcceptRetryMs);
   }
+}
+
+void VhostUserPort::stop_listening(uint64_t delay_ms) {
+  host_->loop().remove(listener_.fd());
+  retry_timer_ = host_->loop().after(delay_ms, [this] {
+    retry_timer_ = 0;
+    auto added = host_->loop().add(listener_.fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
+    if (!added) event("error", added.error().message());
+  });
 }
 
 void VhostUserPort::admit(UniqueFd peer) {
@@ -139,6 +158,16 @@ void VhostUserPort::admit(UniqueFd peer) {
   if (backend_) {
     ++refused_;
     event("refused", "a second peer connected to " + config_.socket + " and was sent away: one guest per socket");
+    reaper_->hang_up(std::move(peer));
+    return;
+  }
+  if (reaper_->stuck()) {
+    ++refused_;
+    last_end_ = "it gave us file descriptors that cannot be closed; peers are sent away until they are";
+    event("refused", "a peer connected to " + config_.socket +
+                         " and was sent away: too many file descriptors that came " +
+                         "on this socket still wait to be closed");
+    reaper_->hang_up(std::move(peer));
     return;
   }
   attach(std::move(peer));
@@ -152,6 +181,10 @@ bool VhostUserPort::peer_gone() const {
 
 void VhostUserPort::connect() {
   auto peer = connect_unix(config_.socket);
+  if (peer && reaper_->stuck()) {
+    reaper_->hang_up(std::move(*peer));
+    peer = Error{0, "too many file descriptors that came from " + config_.socket + " still wait to be closed"};
+  }
   if (peer) {
     connect_error_ = {};
     attach(std::move(*peer));
@@ -178,7 +211,7 @@ void VhostUserPort::attach(UniqueFd peer) {
   BackendConfig config = backend_config_;
   config.mtu = mtu_;
   BackendHost& self = *this;
-  backend_ = std::make_unique<Backend>(std::move(peer), config, self, totals_);
+  backend_ = std::make_unique<Backend>(std::move(peer), config, self, totals_, reaper_);
   watched_ = backend_->wanted_events();
   ++connects_;
   event("connected", config_.socket);
@@ -193,6 +226,7 @@ void VhostUserPort::attach(UniqueFd peer) {
 void VhostUserPort::detach(const std::string& reason) {
   host_->loop().remove(backend_->fd());
   host_->loop().cancel(std::exchange(health_timer_, 0));
+  host_->loop().cancel(std::exchange(rest_timer_, 0));
   backend_->shutdown();
   const bool heard = backend_->heard();
   backend_.reset();
@@ -207,7 +241,11 @@ void VhostUserPort::detach(const std::string& reason) {
 }
 
 void VhostUserPort::on_socket(uint32_t epoll_events) {
-  if (auto handled = backend_->on_socket(epoll_events); !handled) {
+  if (const uint64_t delay_ms = rest_ms(); delay_ms != 0) return rest(delay_ms);
+  const uint64_t began_ns = monotonic_ns();
+  auto handled = backend_->on_socket(epoll_events);
+  charge(monotonic_ns() - began_ns);
+  if (!handled) {
     detach(handled.error().message());
     return;
   }
@@ -215,6 +253,36 @@ void VhostUserPort::on_socket(uint32_t epoll_events) {
   if (wanted == watched_) return;
   watched_ = wanted;
   if (auto modified = host_->loop().modify(backend_->fd(), wanted); !modified) detach(modified.error().message());
+}
+
+// --- What a peer may take of the control loop's time
+
+void VhostUserPort::charge(uint64_t ns) { time_budget_ns_ -= static_cast<double>(ns); }
+
+// How long the peer has to wait; 0: it has not used up its time.
+uint64_t VhostUserPort::rest_ms() {
+  const uint64_t now = monotonic_ns();
+  time_budget_ns_ = std::min(kTimeBurstNs, time_budget_ns_ + static_cast<double>(now - time_refill_ns_) * kTimeShare);
+  time_refill_ns_ = now;
+  if (time_budget_ns_ >= 0) return 0;
+  return std::clamp<uint64_t>(static_cast<uint64_t>(-time_budget_ns_ / kTimeShare / 1e6), 1, kLongestRestMs);
+}
+
+// Its messages wait in the socket, and so does the news that it has gone.
+void VhostUserPort::rest(uint64_t delay_ms) {
+  ++throttled_;
+  const uint64_t now = monotonic_ns();
+  if (throttled_ == 1 || now - throttle_told_ns_ > kThrottleTellNs) {
+    throttle_told_ns_ = now;
+    event("throttled", "the peer keeps the control loop busy (" + std::to_string(totals_.messages) +
+                           " messages so far): it is read a tenth of the time");
+  }
+  host_->loop().remove(backend_->fd());
+  rest_timer_ = host_->loop().after(delay_ms, [this] {
+    rest_timer_ = 0;
+    auto added = host_->loop().add(backend_->fd(), watched_, [this](uint32_t events) { on_socket(events); });
+    if (!added) detach(added.error().message());
+  });
 }
 
 void VhostUserPort::watch_health() {

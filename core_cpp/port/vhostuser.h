@@ -7,6 +7,10 @@
 // once and the port waits for the next. Features do not depend on the connection, so a guest that reconnects finds what
 // it had.
 //
+// The control loop, and the workers that take a new plan with every change of a ring, are there for all ports. So each
+// has a budget of the loop's time, by which a change costs more than it takes, and a peer that has used it up is not
+// read for a while. Guests stay far below it, also while they boot.
+//
 // Stages (PortStatus::stage), in order:
 //   waiting_for_peer  nobody is connected
 //   connected         somebody is, and has said nothing yet
@@ -53,6 +57,10 @@ class VhostUserPort final : public Port, private BackendHost {
   void detach(const std::string& reason);
   void on_socket(uint32_t epoll_events);
   void watch_health();
+  void charge(uint64_t ns);
+  [[nodiscard]] uint64_t rest_ms();
+  void rest(uint64_t delay_ms);
+  void stop_listening(uint64_t delay_ms);
   [[nodiscard]] bool peer_gone() const;
 
   // vhostuser_status.cc
@@ -78,11 +86,18 @@ class VhostUserPort final : public Port, private BackendHost {
   BackendCounters totals_;
   uint64_t connects_ = 0;
   uint64_t disconnects_ = 0;
-  uint64_t refused_ = 0;  // second connections
+  uint64_t refused_ = 0;  // second connections, and any while what earlier ones gave us cannot be closed
+  const std::shared_ptr<Reaper> reaper_ = std::make_shared<Reaper>();
 
   double event_budget_;
   uint64_t event_refill_ns_ = 0;
   uint64_t events_held_back_ = 0;  // since the last one that was let through
+
+  double time_budget_ns_;  // of the control loop; below 0: the peer is not read for a while
+  uint64_t time_refill_ns_ = 0;
+  uint64_t throttled_ = 0;  // how often
+  uint64_t throttle_told_ns_ = 0;
+  EventLoop::TimerId rest_timer_ = 0;
 };
 
 Result<std::unique_ptr<Port>> make_vhostuser(const PortConfig& config, PortCounters counters);

@@ -154,7 +154,8 @@ PortStatus VhostUserPort::status() const {
   if (!last_end_.empty()) status.facts["last_disconnect"] = last_end_;
   status.counters = {{"connects", connects_},    {"disconnects", disconnects_},
                      {"refused", refused_},      {"messages", totals_.messages},
-                     {"errors", totals_.errors}, {"rings_broken", totals_.rings_broken}};
+                     {"errors", totals_.errors}, {"rings_broken", totals_.rings_broken},
+                     {"throttled", throttled_}};
   if (!backend_) {
     status.stage = "waiting_for_peer";
     status.detail = waiting_detail();

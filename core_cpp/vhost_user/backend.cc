@@ -44,10 +44,19 @@ const std::array<Backend::Rule, 25> Backend::kRules = {{
     {VhostRequest::kGetStatus, 0, Fds::kNone, Reply::kOwn, &Backend::get_status},
 }};
 
-Backend::Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters)
-    : channel_(std::move(socket)), config_(config), host_(host), counters_(counters), mtu_(config.mtu) {}
+Backend::Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters,
+                 std::shared_ptr<Reaper> reaper)
+    : reaper_(std::move(reaper)),
+      channel_(std::move(socket), reaper_),
+      config_(config),
+      host_(host),
+      counters_(counters),
+      mtu_(config.mtu) {}
 
-Backend::~Backend() = default;
+Backend::~Backend() {
+  rings_.clear();
+  let_go(std::move(memory_));
+}
 
 DeviceRing* Backend::Ring::live() const {
   if (rx) return rx.get();
@@ -128,6 +137,10 @@ Result<void> Backend::perform(const Rule& rule, VhostMessage& request, VhostMess
 }
 
 Result<void> Backend::check_shape(const Rule& rule, const VhostMessage& request) {
+  if (!request.foreign.empty()) {
+    return Error{0, "a file descriptor is " + request.foreign +
+                        ", neither an eventfd nor shared memory (memfd, or a file on tmpfs or hugetlbfs)"};
+  }
   bool size_ok = request.size == rule.bytes;
   size_t fds = 0;
   switch (rule.fds) {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "base/fd.h"
+#include "base/reaper.h"
 #include "base/result.h"
 #include "stats/counters.h"
 #include "vhost_user/channel.h"
@@ -88,7 +89,9 @@ class Backend {
     [[nodiscard]] DeviceRing* live() const;
   };
 
-  Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters);
+  // `reaper`: of the port, for all its connections.
+  Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters,
+          std::shared_ptr<Reaper> reaper = std::make_shared<Reaper>());
   ~Backend();  // the host must have called shutdown(), or have paused the port for good
 
   Backend(const Backend&) = delete;
@@ -183,10 +186,12 @@ class Backend {
   void stop_all();
   void break_ring(Ring& ring, const std::string& why);
   void deliver_rarp();
+  void let_go(std::shared_ptr<const GuestMemory> memory) const;
   [[nodiscard]] bool any_live() const;
   [[nodiscard]] size_t index_of(const Ring& ring) const { return static_cast<size_t>(&ring - rings_.data()); }
   [[nodiscard]] std::shared_ptr<DirtyLog> active_log() const;
 
+  const std::shared_ptr<Reaper> reaper_;
   Channel channel_;
   const BackendConfig config_;
   BackendHost& host_;

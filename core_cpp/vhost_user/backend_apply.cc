@@ -19,6 +19,8 @@ constexpr uint64_t kDescriptorAlign = 16;  // virtio 1.3 2.7, 2.8
 constexpr uint64_t kSplitAvailAlign = 2;
 constexpr uint64_t kDefaultAlign = 4;
 
+constexpr uint64_t kQuickBytes = 1ULL << 30;  // of memory, to unmap on this thread
+
 bool misaligned(const uint8_t* address, uint64_t align) { return reinterpret_cast<uintptr_t>(address) % align != 0; }
 
 int fd_of(const std::shared_ptr<UniqueFd>& fd) { return fd ? fd->get() : -1; }
@@ -132,7 +134,7 @@ Result<void> Backend::change_ring(Ring& ring, Wish next) {
 // Rebuild everything on new features, memory or log. Rings that the new memory does not hold wait for it to come back.
 void Backend::reconfigure(std::optional<uint64_t> features, std::shared_ptr<const GuestMemory> memory,
                           std::shared_ptr<DirtyLog> log) {
-  const auto replaced_memory = memory_;  // unmapped after the pause
+  auto replaced_memory = memory_;  // unmapped after the pause
   const auto replaced_log = log_;
   const auto apply = [&] {
     for (Ring& ring : rings_) retire(ring);
@@ -147,6 +149,16 @@ void Backend::reconfigure(std::optional<uint64_t> features, std::shared_ptr<cons
   } else {
     apply();  // no ring runs and none can start
   }
+  let_go(std::move(replaced_memory));
+}
+
+// Unmap, unless others use it. The pages of a guest that has ended are freed with our mapping, which takes a while if
+// there are many: then elsewhere.
+void Backend::let_go(std::shared_ptr<const GuestMemory> memory) const {
+  if (!memory) return;
+  uint64_t bytes = 0;
+  for (const auto& region : memory->regions()) bytes += region->bytes;
+  if (bytes > kQuickBytes) reaper_->drop(std::move(memory));
 }
 
 // Where a packed ring begins. When a switch died, QEMU repeats the place from which that one had started, so on a new

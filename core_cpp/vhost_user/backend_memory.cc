@@ -15,7 +15,9 @@ namespace sw {
 namespace {
 
 // Of one guest. Its memory file may be sparse and as long as it likes, our address space (128 TiB) is for all guests.
-constexpr uint64_t kMaxMemoryBytes = 16ULL << 40;
+constexpr uint64_t kMaxMemoryBytes = 4ULL << 40;
+// Of its dirty log: a bit for each page below 128 TiB.
+constexpr uint64_t kMaxLogBytes = 4ULL << 30;
 // Of all slots together. More than any QEMU needs: slots times queue pairs that are really used.
 constexpr size_t kMaxRepeats = 64 * kMaxMemSlots;
 
@@ -23,6 +25,13 @@ bool same_place(const MappedRegion& mapped, const VhostMemRegion& region, const 
   return mapped.device == file.st_dev && mapped.inode == file.st_ino && mapped.file_offset == region.mmap_offset &&
          mapped.guest == region.guest && mapped.bytes == region.bytes && mapped.frontend == region.frontend &&
          !mapped.faulted();
+}
+
+// Before it is mapped, as even for a moment there is no more than that for one guest.
+Result<void> count_bytes(uint64_t& total, uint64_t more) {
+  if (more > kMaxMemoryBytes - total) return Error{0, "more than 4 TiB of guest memory"};
+  total += more;
+  return {};
 }
 
 }  // namespace
@@ -41,9 +50,6 @@ Result<std::shared_ptr<MappedRegion>> Backend::map_region(const VhostMemRegion& 
 }
 
 Result<void> Backend::use_regions(std::vector<std::shared_ptr<MappedRegion>> regions) {
-  uint64_t total = 0;
-  for (const auto& region : regions) total += region->bytes;  // cannot wrap: every region is mapped
-  if (total > kMaxMemoryBytes) return Error{0, "more than 16 TiB of guest memory"};
   auto memory = GuestMemory::make(std::move(regions));
   if (!memory) return memory.error();
   memory_table_seen_ = true;
@@ -57,7 +63,9 @@ Result<void> Backend::use_regions(std::vector<std::shared_ptr<MappedRegion>> reg
 Result<void> Backend::set_mem_table(VhostMessage& request, VhostMessage&) {
   const auto table = request.as<VhostMemTable>();
   std::vector<std::shared_ptr<MappedRegion>> regions;
+  uint64_t total = 0;
   for (size_t i = 0; i < table.count; ++i) {
+    if (auto fits = count_bytes(total, table.regions.at(i).bytes); !fits) return fits;
     auto region = map_region(table.regions.at(i), request.fds.at(i).get());
     if (!region) return Error{region.error().code, "region " + std::to_string(i) + ": " + region.error().what};
     regions.push_back(std::move(*region));
@@ -84,6 +92,9 @@ Result<void> Backend::add_mem_reg(VhostMessage& request, VhostMessage&) {
     added_again_.push_back(mapped);
     return {};
   }
+  uint64_t total = 0;
+  for (const auto& mapped : regions) total += mapped->bytes;
+  if (auto fits = count_bytes(total, added.bytes); !fits) return fits;
   if (regions.size() >= kMaxMemSlots)
     return Error{0, "all " + std::to_string(kMaxMemSlots) + " memory slots are in use"};
   auto region = MappedRegion::map(request.fds.front().get(), GuestPhys{added.guest}, added.bytes,
@@ -113,6 +124,7 @@ Result<void> Backend::rem_mem_reg(VhostMessage& request, VhostMessage&) {
 Result<void> Backend::set_log_base(VhostMessage& request, VhostMessage& reply) {
   if ((protocol_features_ & kProtocolLogShmfd) == 0) return Error{0, "log_shmfd was not negotiated"};
   const auto where = request.as<VhostLog>();
+  if (where.bytes > kMaxLogBytes) return Error{0, "a dirty log of more than 4 GiB"};
   auto log = DirtyLog::map(request.fds.front().get(), where.offset, where.bytes);
   if (!log) return log.error();
   if (logging()) {

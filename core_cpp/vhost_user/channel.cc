@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -15,21 +16,26 @@ namespace {
 
 constexpr size_t kMaxQueuedMessages = 64;  // a peer that does not read its replies costs at most this much
 
-// Room for more descriptors than a message may carry: what arrives beyond the limit is seen, closed and refused. What
-// does not even fit here the kernel discards and reports as MSG_CTRUNC.
-constexpr size_t kControlFds = 16;
+// Room for all that the kernel lets one message have (SCM_MAX_FD): what did not fit it would close itself, on this thread.
+constexpr size_t kControlFds = 253;
 
 union ControlBuffer {
   cmsghdr align;
   std::array<char, CMSG_SPACE(sizeof(int) * kControlFds)> bytes;
 };
 
-void take_fds(msghdr& header, std::vector<UniqueFd>& fds) {
-  for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) fds.emplace_back(load_unaligned<int>(CMSG_DATA(part) + i * sizeof(int)));
-  }
+// What /proc says of a descriptor. Never "anon_inode:..." for a file: names of files begin with a slash.
+std::string describe(int fd) {
+  std::array<char, 64> target{};
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  const ssize_t bytes = ::readlink(link.c_str(), target.data(), target.size());
+  return bytes <= 0 ? std::string() : std::string(target.data(), static_cast<size_t>(bytes));
+}
+
+// Neither question asks a file system, which might answer when it likes.
+bool is_shared_memory(int fd) { return ::fcntl(fd, F_GET_SEALS) >= 0; }
+bool is_eventfd(const std::string& description) {
+  return description.empty() || description == "anon_inode:[eventfd]";  // empty: no /proc; whoever uses it looks again
 }
 
 // Bytes written, or -1 with errno.
@@ -58,9 +64,25 @@ ssize_t send_part(int socket, std::span<const std::byte> bytes, std::span<const 
 
 }  // namespace
 
-Channel::Channel(UniqueFd socket) : socket_(std::move(socket)) {
+Channel::Channel(UniqueFd socket, std::shared_ptr<Reaper> reaper)
+    : socket_(std::move(socket)), reaper_(std::move(reaper)) {
   const int flags = ::fcntl(socket_.get(), F_GETFL);
   if (flags >= 0) (void)::fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK);
+}
+
+Channel::~Channel() { reaper_->hang_up(std::move(socket_)); }
+
+// A descriptor of the message that is being read.
+void Channel::take(int fd) {
+  UniqueFd taken(fd);
+  if (!is_shared_memory(fd)) {
+    std::string description = describe(fd);
+    if (!is_eventfd(description)) {
+      if (partial_.foreign.empty()) partial_.foreign = std::move(description);
+      reaper_->close(std::move(taken));
+    }
+  }
+  partial_.fds.push_back(std::move(taken));  // its place, if it is gone
 }
 
 Channel::Receive Channel::fail(int code, std::string what) {
@@ -83,7 +105,7 @@ Channel::Receive Channel::stop(Read how) {
 Channel::Read Channel::read_exactly(std::byte* to, size_t bytes) {
   while (received_ < bytes) {
     iovec part{to + received_, bytes - received_};
-    ControlBuffer control{};
+    ControlBuffer control;
     msghdr header{};
     header.msg_iov = &part;
     header.msg_iovlen = 1;
@@ -97,10 +119,17 @@ Channel::Read Channel::read_exactly(std::byte* to, size_t bytes) {
       error_ = Error{errno, "read from the vhost-user socket"};
       return Read::kFailed;
     }
-    take_fds(header, partial_.fds);
+    for (cmsghdr* part_of = CMSG_FIRSTHDR(&header); part_of != nullptr; part_of = CMSG_NXTHDR(&header, part_of)) {
+      if (part_of->cmsg_level != SOL_SOCKET || part_of->cmsg_type != SCM_RIGHTS) continue;
+      const size_t count = (part_of->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < count; ++i) take(load_unaligned<int>(CMSG_DATA(part_of) + i * sizeof(int)));
+    }
     if ((header.msg_flags & MSG_CTRUNC) != 0) {
-      error_ =
-          Error{0, "file descriptors of a message were lost (more than 16 at once, or this process has no free ones)"};
+      error_ = Error{0, "file descriptors of a message were lost: this process has no free ones"};
+      return Read::kFailed;
+    }
+    if (reaper_->stuck()) {
+      error_ = Error{0, "too many file descriptors that came on this socket still wait to be closed"};
       return Read::kFailed;
     }
     if (partial_.fds.size() > kMaxMessageFds) {

@@ -8,13 +8,18 @@
 // message until more arrives. What cannot be framed (payload beyond kMaxPayloadBytes, wrong version, more descriptors
 // than fit) ends the connection: after it nobody knows where the next message begins. send() writes at once; what the
 // socket does not take is queued, with the descriptors duplicated, until flush(). The queue is bounded.
+//
+// No message of a network device carries descriptors but eventfds and shared memory, which close at once. What else
+// comes, and what lies unread when the connection ends, goes to the Reaper.
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/fd.h"
+#include "base/reaper.h"
 #include "base/result.h"
 #include "vhost_user/message.h"
 
@@ -29,7 +34,11 @@ class Channel {
     kFailed,   // framing broken or the socket failed: close the connection, error() says why
   };
 
-  explicit Channel(UniqueFd socket);  // made non-blocking here
+  // The socket is made non-blocking here. `reaper`: of the port, so that it knows of all its connections.
+  explicit Channel(UniqueFd socket, std::shared_ptr<Reaper> reaper = std::make_shared<Reaper>());
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
 
   // Read at most one message. Its descriptors belong to the caller.
   Receive receive(VhostMessage& message);
@@ -51,11 +60,13 @@ class Channel {
   };
   enum class Read : uint8_t { kDone, kAgain, kClosed, kFailed };
 
+  void take(int fd);
   Read read_exactly(std::byte* to, size_t bytes);  // continues at received_
   Receive fail(int code, std::string what);
   Receive stop(Read how);
 
   UniqueFd socket_;
+  const std::shared_ptr<Reaper> reaper_;
   Error error_;
   std::array<std::byte, sizeof(VhostHeader)> header_{};
   size_t received_ = 0;  // bytes of the part being read (header or payload)

@@ -88,7 +88,7 @@ void Frontend::accept() {
 }
 
 void Frontend::connected(UniqueFd socket) {
-  channel_.emplace(std::move(socket));
+  channel_.emplace(std::move(socket), reaper_);
   watching_write_ = false;
   const auto added = loop_.add(channel_->fd(), EPOLLIN, [this](uint32_t events) { on_socket(events); });
   if (!added) return drop(added.error().message());

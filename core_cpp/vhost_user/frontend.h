@@ -123,6 +123,7 @@ class Frontend {
   Stage stage_ = Stage::kClosed;
   std::string detail_;
   UnixListener listener_;
+  const std::shared_ptr<Reaper> reaper_ = std::make_shared<Reaper>();
   std::optional<Channel> channel_;
   bool watching_write_ = false;
   EventLoop::TimerId retry_timer_ = 0;

@@ -132,6 +132,7 @@ struct VhostMessage {
   uint32_t size = 0;
   std::array<std::byte, kMaxPayloadBytes> payload{};
   std::vector<UniqueFd> fds;
+  std::string foreign;  // what one of the descriptors is that no message can have, such as "socket:[123]"; it is closed
 
   [[nodiscard]] bool is_reply() const { return (flags & kVhostFlagReply) != 0; }
   [[nodiscard]] bool needs_reply() const { return (flags & kVhostFlagNeedReply) != 0; }

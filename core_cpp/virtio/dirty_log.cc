@@ -18,6 +18,7 @@ Result<std::shared_ptr<DirtyLog>> DirtyLog::map(int fd, uint64_t offset, uint64_
   log->bits_ = range->first;
   log->bytes_ = bytes;
   log->guard_slot_ = sigbus_guard_add(log->mapping_.data(), log->mapping_.size(), range->page_bytes);
+  if (log->guard_slot_ < 0) return Error{ENOSPC, "map the dirty log: all ports together have too many regions"};
   return log;
 }
 

@@ -62,6 +62,7 @@ Result<std::shared_ptr<MappedRegion>> MappedRegion::map_file(int fd, GuestPhys g
   region->inode = range->inode;
   region->file_offset = mmap_offset;
   region->guard_slot_ = sigbus_guard_add(region->mapping_.data(), region->mapping_.size(), range->page_bytes);
+  if (region->guard_slot_ < 0) return Error{ENOSPC, "map " + what + ": all ports together have too many regions"};
   return region;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "virtio/shared_file.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,10 +22,16 @@ Result<SharedFileRange> map_shared_file(const std::string& what, int fd, uint64_
   if (offset % small_page != 0)
     return Error{EINVAL, "map " + what + ": file offset is not a multiple of the page size"};
 
+  // Asked first, as it asks no file system: one in user space (FUSE) answers when it likes, and a page fault of a worker
+  // waits for it, or for a disk.
+  if (!from_kernel && ::fcntl(fd, F_GET_SEALS) < 0) {
+    return Error{EINVAL, "map " + what +
+                             ": the descriptor is not shared memory (in QEMU use memory-backend-memfd, or "
+                             "memory-backend-file on tmpfs or hugetlbfs)"};
+  }
   struct stat status{};
   if (::fstat(fd, &status) != 0) return Error{errno, "map " + what + ": stat the file"};
   const bool memory_file = S_ISREG(status.st_mode);
-  if (!memory_file && !from_kernel) return Error{EINVAL, "map " + what + ": the descriptor is not a memory file"};
   if (memory_file && offset + bytes > static_cast<uint64_t>(status.st_size)) {
     return Error{EINVAL, "map " + what + ": it ends at byte " + std::to_string(offset + bytes) +
                              " of a file that has only " + std::to_string(status.st_size)};

@@ -15,7 +15,9 @@ namespace sw {
 
 namespace {
 
-// Room for 30 ports with the 509 regions that vhost-user allows, or 2000 with the usual 8.
+// Room for 30 ports with the 509 regions that vhost-user allows, or 2000 with the usual 8; further ones are refused. Two
+// mappings each at most (one is split where it faults), so that half of what a process may have (vm.max_map_count, 65530)
+// is left.
 constexpr int kSlots = 16384;
 
 enum SlotState : uint32_t { kFree, kFilling, kActive };
@@ -55,9 +57,11 @@ void on_sigbus(int signal_number, siginfo_t* info, void* context) {
   for (int i = 0; info->si_code > 0 && i < used; ++i) {
     Slot& slot = g_slots[static_cast<size_t>(i)];
     if (slot.state.load(std::memory_order_acquire) != kActive) continue;
+    const uintptr_t begin = slot.begin.load(std::memory_order_relaxed);
     const uintptr_t end = slot.end.load(std::memory_order_relaxed);
-    if (address < slot.begin.load(std::memory_order_relaxed) || address >= end) continue;
-    const uintptr_t page = address & ~(slot.page_bytes.load(std::memory_order_relaxed) - 1);
+    if (address < begin || address >= end) continue;
+    const bool again = slot.faulted.load(std::memory_order_relaxed) != 0;
+    const uintptr_t page = again ? begin : address & ~(slot.page_bytes.load(std::memory_order_relaxed) - 1);
     void* const from = reinterpret_cast<void*>(page);
     if (::mmap(from, end - page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
                0) == MAP_FAILED) {

@@ -5,8 +5,8 @@
 // handler looks the address up in a table of registered ranges that is written without locks (a handler may interrupt
 // the writer). If it belongs to one, everything from the faulting page to the end of the range is replaced by anonymous
 // zero pages and the range is flagged; the interrupted access then continues and reads zeros. The whole tail is
-// replaced, not one page, so that a hostile peer can cost us at most one extra mapping per range. Any other SIGBUS goes
-// to the handler installed before, or to the default action.
+// replaced, not one page, and with the second fault the whole range, so that a hostile peer can cost us at most one extra
+// mapping and two faults per range. Any other SIGBUS goes to the handler installed before, or to the default action.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@
 namespace sw {
 
 // Guard [host, host + bytes), made of pages of `page_bytes` (the huge page size of hugetlb files). Returns a slot, or
-// -1 when the table is full: then the range is simply not guarded. Installs the handler on first use.
+// -1 when the table is full: then the range is not guarded and must not be used. Installs the handler on first use.
 int sigbus_guard_add(void* host, size_t bytes, size_t page_bytes);
 // Call before unmapping.
 void sigbus_guard_remove(int slot);

@@ -11,6 +11,7 @@
 
 #include "base/event_signal.h"
 #include "support/backend_bed.h"
+#include "support/eventually.h"
 #include "support/split_driver.h"
 
 namespace sw {
@@ -74,7 +75,7 @@ TEST_CASE("Backend: every request as the first of a connection, in every shape, 
     }
     bystander.check();
   }
-  CHECK(open_descriptors() == descriptors);
+  CHECK(testing::eventually([&] { return open_descriptors() == descriptors; }));
   CHECK(guest_mappings() == mappings);
 }
 
@@ -196,7 +197,7 @@ TEST_CASE("Backend: messages in random order change queues only while the port i
   }
   CHECK(ran > 100);  // the walk does reach running rings
   bystander.check();
-  CHECK(open_descriptors() == descriptors);
+  CHECK(testing::eventually([&] { return open_descriptors() == descriptors; }));
   CHECK(guest_mappings() == mappings);
 }
 
@@ -245,12 +246,14 @@ TEST_CASE("Backend: only eventfds are taken where eventfds belong") {
   const SharedFile file(4096);
   BackendBed bed;
   bed.run();
+  const size_t before = open_descriptors();
   for (const int fd : {read_end.get(), write_end.get(), null.get(), epoll.get(), file.fd(), bed.peer.fd()}) {
     for (const auto request : {VhostRequest::kSetVringKick, VhostRequest::kSetVringCall, VhostRequest::kSetVringErr}) {
       CHECK(bed.ask(request, uint64_t{1}, {fd}) == 1);
       CHECK(bed.live(1));
     }
   }
+  CHECK(testing::eventually([&] { return open_descriptors() == before; }));
 }
 
 TEST_CASE("Backend: a descriptor that NOFD denies, or that is missing, is refused") {

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "support/backend_bed.h"
+#include "support/eventually.h"
 
 namespace sw {
 namespace {
@@ -149,6 +150,32 @@ TEST_CASE("Backend: impossible memory is refused as a whole and leaks nothing") 
   }
 }
 
+// A sparse file costs its owner nothing, and address space is for all guests.
+TEST_CASE("Backend: more memory than one guest may have is refused before any of it is mapped") {
+  constexpr uint64_t kSize = 1ULL << 40;
+  constexpr uint64_t front = 0x1'0000'0000'0000;
+  const SharedFile sparse(4096);
+  sparse.truncate(kSize);
+  BackendBed bed;
+  bed.run();
+  std::vector<VhostMemRegion> regions;
+  for (uint64_t i = 0; i < 5; ++i) regions.push_back({i * kSize + kSize, kSize, front + i * kSize, 0});
+  const std::vector<int> five(5, sparse.fd());
+  VhostMemTable table{5, 0, {}};
+  std::copy(regions.begin(), regions.end(), table.regions.begin());
+  CHECK(bed.ask(VhostRequest::kSetMemTable, table, five) == 1);
+  CHECK(bed.host.events.back().second.find("more than 4 TiB") != std::string::npos);
+  CHECK(bed.live(1));
+  for (size_t i = 0; i < 3; ++i) {
+    REQUIRE(bed.ask(VhostRequest::kAddMemReg, VhostSingleRegion{0, regions[i]}, {sparse.fd()}) == 0);
+  }
+  CHECK(bed.ask(VhostRequest::kAddMemReg, VhostSingleRegion{0, regions[3]}, {sparse.fd()}) == 1);
+  CHECK(bed.live(1));
+  sparse.truncate(8ULL << 30);
+  CHECK_FALSE(bed.tell(VhostRequest::kSetLogBase, VhostLog{8ULL << 30, 0}, {sparse.fd()}));
+  CHECK(bed.end.find("more than 4 GiB") != std::string::npos);
+}
+
 TEST_CASE("Backend: a table of nine regions, or with a count that lies, is refused") {
   struct Row {
     uint32_t count;
@@ -194,8 +221,10 @@ TEST_CASE("Backend: memory that is no file, or may not be written, is refused") 
     BackendBed bed;
     bed.negotiate();
     const VhostMemRegion region{0, 4096, 0x10000, 0};
+    const size_t before = open_descriptors();
     CHECK(bed.ask(VhostRequest::kSetMemTable, BackendBed::table({region}), {fd}) == 1);
     CHECK(bed.alive());
+    CHECK(testing::eventually([&] { return open_descriptors() == before; }));
   }
 }
 

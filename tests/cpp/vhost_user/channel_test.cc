@@ -2,10 +2,14 @@
 #include "vhost_user/channel.h"
 
 #include <doctest/doctest.h>
+#include <netinet/in.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
+#include <memory>
 #include <string>
 
+#include "support/eventually.h"
 #include "support/vhost_peer.h"
 
 namespace sw {
@@ -108,7 +112,7 @@ TEST_CASE("Channel: what cannot be framed ends the connection and leaks no descr
       CHECK_FALSE(pair.channel.error().what.empty());
       CHECK(message.fds.empty());
     }
-    CHECK(open_descriptors() == before);
+    CHECK(testing::eventually([&] { return open_descriptors() == before; }));  // what was not read goes elsewhere
   }
 }
 
@@ -121,6 +125,88 @@ TEST_CASE("Channel: descriptors spread over header and payload are counted toget
   REQUIRE(pair.peer.send_bytes(std::span(bytes).subspan(12), five));
   VhostMessage message;
   CHECK(pair.channel.receive(message) == Receive::kFailed);
+}
+
+// A TCP connection whose last close waits for its peer, who reads nothing.
+struct Lingering {
+  Lingering() {
+    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    auto* const generic = reinterpret_cast<sockaddr*>(&address);
+    REQUIRE(::bind(listener.get(), generic, size) == 0);
+    REQUIRE(::listen(listener.get(), 1) == 0);
+    REQUIRE(::getsockname(listener.get(), generic, &size) == 0);
+    near.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    REQUIRE(::connect(near.get(), generic, size) == 0);
+    far.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    const linger longer{1, 120};
+    REQUIRE(::setsockopt(near.get(), SOL_SOCKET, SO_LINGER, &longer, sizeof longer) == 0);
+    const std::vector<char> many(1 << 16);
+    while (::send(near.get(), many.data(), many.size(), MSG_DONTWAIT) > 0) {
+    }
+  }
+  // Its peer reads all and hangs up, which ends the wait.
+  void end() {
+    std::vector<char> some(1 << 20);
+    CHECK(testing::eventually([&] { return ::read(far.get(), some.data(), some.size()) == 0; }));
+    far.reset();
+  }
+  UniqueFd near, far;
+};
+
+TEST_CASE("Channel: descriptors whose close waits for the peer hold up nobody, read or not") {
+  const auto reaper = std::make_shared<Reaper>();
+  Lingering read;
+  Lingering unread;
+  {
+    auto sockets = stream_pair();
+    Channel channel(std::move(sockets[0]), reaper);
+    const VhostPeer peer(std::move(sockets[1]));
+    const std::array<int, 1> first{read.near.get()};
+    const std::array<int, 1> second{unread.near.get()};
+    REQUIRE(peer.send_bytes(set_features_bytes(), first));
+    REQUIRE(peer.send_bytes(set_features_bytes(), second));
+    read.near.reset();
+    unread.near.reset();
+    VhostMessage message;
+    REQUIRE(channel.receive(message) == Receive::kMessage);
+    CHECK(message.foreign.starts_with("socket:["));
+    REQUIRE(message.fds.size() == 1);
+    CHECK_FALSE(message.fds[0]);
+    CHECK(reaper->pending() == 1);
+  }
+  CHECK(reaper->pending() == 2);
+  read.end();
+  unread.end();
+  CHECK(testing::eventually([&] { return reaper->pending() == 0; }));
+}
+
+TEST_CASE("Channel: a peer whose descriptors do not close is read no more, though others are") {
+  const auto reaper = std::make_shared<Reaper>();
+  std::vector<std::unique_ptr<Lingering>> kept;
+  auto sockets = stream_pair();
+  Channel channel(std::move(sockets[0]), reaper);
+  const VhostPeer peer(std::move(sockets[1]));
+  VhostMessage message;
+  Receive got = Receive::kMessage;
+  for (size_t i = 0; i < 2 * Reaper::kMostPending && got == Receive::kMessage; ++i) {
+    kept.push_back(std::make_unique<Lingering>());
+    const std::array<int, 1> fds{kept.back()->near.get()};
+    REQUIRE(peer.send_bytes(set_features_bytes(), fds));
+    kept.back()->near.reset();
+    got = channel.receive(message);
+  }
+  CHECK(got == Receive::kFailed);
+  CHECK(channel.error().what.find("wait to be closed") != std::string::npos);
+  CHECK(kept.size() == Reaper::kMostPending);
+  Pair other;
+  REQUIRE(other.peer.send_bytes(set_features_bytes()));
+  CHECK(other.channel.receive(message) == Receive::kMessage);
+  for (const auto& lingering : kept) lingering->end();
+  CHECK(testing::eventually([&] { return reaper->pending() == 0; }));
 }
 
 TEST_CASE("Channel: descriptors that this process has no room for end the connection") {
@@ -144,7 +230,7 @@ TEST_CASE("Channel: descriptors that this process has no room for end the connec
     CHECK(got == Receive::kFailed);
     CHECK(pair.channel.error().what.find("no free ones") != std::string::npos);
   }
-  CHECK(open_descriptors() == before);
+  CHECK(testing::eventually([&] { return open_descriptors() == before; }));
 }
 
 TEST_CASE("Channel: messages wait, in order and with their descriptors, while the peer does not read") {

@@ -108,10 +108,42 @@ TEST_CASE("MappedRegion: a truncated file reads as zeros and is reported") {
   CHECK_FALSE((*memory)->faulted());
   CHECK(host[5 * 0x1000] == 0);
   CHECK((*memory)->faulted());
+  CHECK(host[0] == 7);
   CHECK(host[2 * 0x1000] == 0);
   host[3 * 0x1000] = 9;  // writable, too: a copy under way goes on
   CHECK(host[3 * 0x1000] == 9);
-  CHECK(host[0] == 7);
+  CHECK(host[0] == 0);  // who faults again loses all of it, so that a guest cannot make us fault page by page
+}
+
+TEST_CASE("MappedRegion: more ranges than can be guarded are refused") {
+  const UniqueFd fd = memory_file(0x1000);
+  std::vector<std::shared_ptr<MappedRegion>> regions;
+  Error error;
+  for (int i = 0; i < 20'000 && error.what.empty(); ++i) {
+    auto region = MappedRegion::map(fd.get(), {0}, 0x1000, {0}, 0);
+    if (region) {
+      regions.push_back(std::move(*region));
+    } else {
+      error = region.error();
+    }
+  }
+  CHECK(regions.size() > 16'000);
+  CHECK(error.what.find("too many regions") != std::string::npos);
+  CHECK_FALSE(DirtyLog::map(fd.get(), 0, 0x1000));
+  regions.pop_back();
+  CHECK(MappedRegion::map(fd.get(), {0}, 0x1000, {0}, 0));
+}
+
+TEST_CASE("MappedRegion: a file of a file system that may let a worker wait is refused, and told what to use") {
+  const std::string name = "/var/tmp/region-under-test-" + std::to_string(::getpid());
+  const UniqueFd fd(::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  REQUIRE(fd);
+  ::unlink(name.c_str());
+  REQUIRE(::ftruncate(fd.get(), 0x1000) == 0);
+  if (::fcntl(fd.get(), F_GET_SEALS) >= 0) return;  // this machine has that folder in memory
+  const auto region = MappedRegion::map(fd.get(), {0}, 0x1000, {0}, 0);
+  REQUIRE_FALSE(region);
+  CHECK(region.error().what.find("memory-backend-memfd") != std::string::npos);
 }
 
 TEST_CASE("SIGBUS guard: leaves faults outside registered ranges deadly") {
