@@ -6,6 +6,7 @@
 // whether it is empty or not, so a chain is bounded in steps and in pieces, whatever it says.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -86,7 +87,8 @@ class Gather {
 
   [[nodiscard]] GuestCursor& cursor() { return cursor_; }
   [[nodiscard]] uint32_t count() const { return count_; }
-  [[nodiscard]] uint32_t steps() const { return steps_; }
+  // What the chain cost: descriptors, or pieces where buffers span many regions.
+  [[nodiscard]] uint32_t work() const { return std::max(steps_, count_); }
   [[nodiscard]] uint64_t total() const { return total_; }
 
  private:

@@ -77,7 +77,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     std::array<uint8_t, kHeadBytes> bytes;
   };
   // Descriptors looked at in one peek, so that one guest's strange chains cannot hold up the others.
-  static constexpr uint32_t kMaxSteps = 4 * kMaxChain;
+  static constexpr uint32_t kMaxSteps = 2 * kMaxChain;
 
   // Take available chains: length and payload in their frames, pieces in the pool, prefetches under way. How many.
   uint32_t stage(Batch& batch, PortWorkerCounters& drops) {
@@ -132,7 +132,7 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     Gather<Segment> gather(cursor_, batch.segments.data() + first, kMaxSegments - first);
     uint16_t slots = 1;
     const Walk walk = ring_.walk(head, slots, gather);
-    steps += std::max<uint32_t>(gather.steps(), slots);
+    steps += std::max<uint32_t>(gather.work(), slots);
     if (walk == Walk::kBroken || (walk == Walk::kFull && first != 0)) return false;
     ring_.take(head.id, slots, 0);
     if (walk != Walk::kOk || gather.total() < header_bytes_) {

@@ -72,7 +72,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
 
  private:
   // Descriptors looked at in one send beyond the simple ones.
-  static constexpr uint32_t kMaxSteps = 16 * kMaxChain;
+  static constexpr uint32_t kMaxSteps = 4 * kMaxChain;
 
   // The next buffer stopped send_run() only because it lies in another region, which the cursor has moved to now.
   bool is_elsewhere() {
@@ -202,7 +202,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       Gather<WritePiece> gather(cursor_, pieces_.data() + pieces, kMaxChain - pieces);
       uint16_t slots = 1;
       const Walk walk = ring_.walk(head, slots, gather);
-      steps_ += std::max<uint32_t>(gather.steps(), slots);
+      steps_ += std::max<uint32_t>(gather.work(), slots);
       // Full is fine if what was gathered suffices: the rest of the chain stays untouched.
       const bool enough = walk == Walk::kFull && total + gather.total() >= need;
       if (walk != Walk::kOk && walk != Walk::kBad && !enough) return walk;
