@@ -12,7 +12,8 @@ limits that each port and bridge was given; this module governs what happens aft
 - Ageing is a sweep of the datapath's tables once a second.
 - History: the last changes of each bridge, to answer "where was this MAC".
 
-Everything a guest can cause is bounded: the moves that are tracked, the holds and the history.
+Everything a guest can cause is bounded: the moves that are tracked, the holds, the history, and how many of the holds
+are announced one by one.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Damping:
 
 
 _DEFAULT = Damping()
+
+_MOST_ANNOUNCED = 64  # holds, of all bridges, within so many seconds; how many more there were is logged
+_ANNOUNCE_WINDOW = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,10 @@ class Learning:
         self._tracked = tracked
         self._moves: OrderedDict[FlowKey, _Moves] = OrderedDict()
         self._holds: dict[FlowKey, float] = {}
+        self._silent: set[FlowKey] = set()  # held, and not announced
+        self._announced = 0  # since `_announced_since`
+        self._announced_since = clock()
+        self._left_out = 0
         self._history: dict[str, deque[Event]] = {}
         self._flows: dict[FlowKey, Flow] = {}
 
@@ -115,8 +123,14 @@ class Learning:
         for key in [key for key, until in self._holds.items() if until <= now]:
             del self._holds[key]
             bridge, vlan, mac = key
-            if self._datapath.fdb_release(bridge, vlan, mac):
+            if self._datapath.fdb_release(bridge, vlan, mac) and key not in self._silent:
                 self._announce(Event(self._wall(), "fdb_move_released", bridge=bridge, vlan=vlan, mac=mac))
+        self._silent.intersection_update(self._holds)
+        if now - self._announced_since >= _ANNOUNCE_WINDOW:
+            self._announced, self._announced_since = 0, now
+            if self._left_out:
+                log.warning("%d more addresses moved too often and were held", self._left_out)
+            self._left_out = 0
 
     def history(self, bridge: str | None = None, mac: int | None = None, limit: int = 1000) -> list[Event]:
         """Changes of the MAC tables, oldest first; the newest `limit` of them."""
@@ -182,6 +196,11 @@ class Learning:
             log.info("cannot hold %s at %s: %s", format_mac(mac), moves.home, error)
             return
         self._holds[key] = self._clock() + seconds
+        if self._announced >= _MOST_ANNOUNCED:  # two guests that make up addresses must not wash other news away
+            self._left_out += 1
+            self._silent.add(key)
+            return
+        self._announced += 1
         log.warning("bridge %s: %s", bridge, detail)
         other = others[0] if others else ""
         self._announce(

@@ -144,6 +144,23 @@ def test_a_flood_of_moving_macs_tracks_a_bounded_number() -> None:
     house.datapath.close()
 
 
+def test_a_flood_of_moving_macs_is_announced_a_bounded_number_of_times(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    for mac in range(MAC, MAC + 500):
+        house.flap(6, 0.0, mac)
+    assert len(house.learning.held) == 500
+    assert [event.kind for event in house.announced] == ["fdb_move_damped"] * 64
+    assert sum("moved 6 times" in line for line in caplog.messages) == 64
+    house.clock.now += 61
+    house.learning.tick()
+    assert not house.learning.held
+    assert [event.kind for event in house.announced[64:]] == ["fdb_move_released"] * 64
+    assert "436 more addresses moved too often and were held" in caplog.messages
+    house.flap(6)
+    assert house.announced[-1].kind == "fdb_move_damped"
+
+
 def test_tick_sweeps_once(house: House) -> None:
     house.learning.tick()
     house.learning.tick()
