@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way to a daemon on another machine: https, its certificate checked, a token from a file.
 
-Loaded only when the daemon is named by an URL: `ssl` alone takes longer to import than a verb takes to run.
+Loaded only when the daemon is named by an URL.
 """
 
 from __future__ import annotations
