@@ -82,7 +82,68 @@ def port_rows(ports: list[dict[str, Any]]) -> str:
     return table(head, rows)
 
 
+# `show` is one screen, however many ports there are: more than so many are summed up, and these are named.
+FEW_PORTS = 16
+FEW_NAMES = 8
+
+
+def port_groups(ports: list[dict[str, Any]]) -> str:
+    """A line for each type in each bridge."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for port in ports:
+        groups.setdefault((port["bridge"], port["type"]), []).append(port)
+    head = ("BRIDGE", "TYPE", "PORTS>", "UP>", "RX fps>", "RX bit/s>", "TX fps>", "TX bit/s>", "DROPS/s>")
+    rows = []
+    for (bridge, kind), group in sorted(groups.items()):
+        sums = {key: sum(port["rates"][key] for port in group) for key in group[0]["rates"]}
+        drops, up = sums["rx_drops"] + sums["tx_drops"], sum(map(_works, group))
+        rows.append(
+            (
+                bridge,
+                kind,
+                len(group),
+                Cell(up, "green" if up == len(group) else "red"),
+                rate(sums["rx_frames"]),
+                rate(sums["rx_bits"]),
+                rate(sums["tx_frames"]),
+                rate(sums["tx_bits"]),
+                Cell(rate(drops), "yellow" if drops else ""),
+            )
+        )
+    return table(head, rows)
+
+
+def worth_a_look(ports: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """What is not up, then what loses frames, then what is busiest; ports at rest last."""
+
+    def key(port: dict[str, Any]) -> tuple[bool, float, float]:
+        rates = port["rates"]
+        return (_works(port), -rates["rx_drops"] - rates["tx_drops"], -rates["rx_frames"] - rates["tx_frames"])
+
+    return sorted(ports, key=key)[:most]
+
+
+def _works(port: dict[str, Any]) -> bool:
+    return bool(port["up"] and port["enabled"])
+
+
+def _down_in_groups(ports: list[dict[str, Any]]) -> list[str]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for port in ports:
+        if not _works(port):
+            groups.setdefault("disabled" if not port["enabled"] else port["stage"] or "down", []).append(port)
+    lines = []
+    for stage, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(port["name"] for port in group[:FEW_NAMES]) + (", ..." if len(group) > FEW_NAMES else "")
+        first = why_down(group[:1])
+        lines.append(f"{len(group)} {stage}: {names}" + (f"; {first[0]}" if first else ""))
+    return lines
+
+
 def why_down(ports: list[dict[str, Any]]) -> list[str]:
+    """A line for each port that does not work, or one for each stage when they are many."""
+    if sum(not _works(port) for port in ports) > FEW_NAMES:
+        return _down_in_groups(ports)
     off = [
         f"{port['name']}: is disabled, no frame passes: swctl set-port {port['name']} --enabled"
         for port in ports
@@ -155,7 +216,7 @@ def show(session: Session) -> None:
 
     def text() -> str:
         down = why_down(data["ports"])
-        up = sum(port["up"] and port["enabled"] for port in data["ports"])
+        up = sum(map(_works, data["ports"]))
         config = data["config"]
         parts = [
             f"{paint(data['name'], 'bold')}  switchd {data['version']}, pid {data['pid']}, up "
@@ -165,13 +226,24 @@ def show(session: Session) -> None:
         notes = [*config_notes(config), *data["warnings"]]
         if notes:
             parts.append("\n".join(paint("! ", "yellow") + note for note in notes))
-        parts.append(port_rows(data["ports"]))
+        if len(data["ports"]) <= FEW_PORTS:
+            parts.append(port_rows(data["ports"]))
+        else:
+            parts.append(port_groups(data["ports"]))
+            chosen = worth_a_look(data["ports"], FEW_NAMES)
+            title = f"{len(chosen)} of {len(data['ports'])}: not up, losing frames, busiest (swctl ports has all)"
+            parts.append(paint(title, "bold") + "\n" + port_rows(chosen))
         if down:
             parts.append("\n".join(paint("! ", "red") + line for line in down))
-        parts += [worker_rows(data["workers"]), bridge_rows(data["bridges"])]
+        parts.append(worker_rows(data["workers"][:FEW_PORTS]) + _and_more(data["workers"], "swctl workers"))
+        parts.append(bridge_rows(data["bridges"][:FEW_PORTS]) + _and_more(data["bridges"], "swctl fdb stats"))
         return "\n\n".join(parts)
 
     session.answer(data, text)
+
+
+def _and_more(rows: list[Any], verb: str) -> str:
+    return f"\n... and {len(rows) - FEW_PORTS} more: {verb}" if len(rows) > FEW_PORTS else ""
 
 
 @click.command(cls=Verb)

@@ -71,6 +71,36 @@ def test_show_is_one_screen_that_says_what_is_wrong(api: Service, run: Run) -> N
     assert len(text.splitlines()) < 40
 
 
+def test_show_stays_one_screen_with_hundreds_of_ports(
+    api: Service, run: Run, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for number in range(300):
+        name = f"p{number:03}"
+        kind = (
+            {"type": "tap", "device": name} if number % 3 else {"type": "vhostuser", "socket": f"{api.folder}/{name}"}
+        )
+        api.call(api.control.add_port({"name": name, **kind}))
+    for number in range(200, 280):
+        api.datapath.down[f"p{number}"] = "the guest has not started"
+    api.datapath.down["vm1"] = "nobody listens on its socket; start the guest"
+    run("set-port", "p007", "--no-enabled")
+    text = run("show")[1]
+    assert len(text.splitlines()) < 40
+    assert "220 of 302 ports up" in text
+    for words in (
+        "br0     tap          200  146",
+        "br0     vhostuser    102   74",
+        "8 of 302: not up",
+        "! 81 waiting_for_peer: p200, p201,",
+        "p207, ...; p200: the guest has not started",
+        "! 1 disabled: p007; p007: is",
+    ):
+        assert words in text, text
+    assert len(ask("show")["ports"]) == 302
+    assert len(run("ports")[1].splitlines()) == 302 + 4
+
+
 def test_a_disabled_port_is_not_counted_as_up_and_is_named(run: Run) -> None:
     assert "2 of 2 ports up" in run("show")[1]
     run("set-port", "vm1", "--no-enabled")
