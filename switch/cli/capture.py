@@ -67,7 +67,8 @@ def capture(session: Session, name: str, write: str | None, expression: str | No
 @contextlib.contextmanager
 def _shown(session: Session, port: str, write: str | None, tool: list[str] | None) -> Iterator[Show]:
     if tool:
-        with subprocess.Popen(tool, stdin=subprocess.PIPE) as child:
+        # Ctrl-C is for us: tcpdump ends, without an error, when there is nothing more to read.
+        with subprocess.Popen(tool, stdin=subprocess.PIPE, process_group=0) as child:
             assert child.stdin is not None
             try:
                 yield _writer(child.stdin, port)
