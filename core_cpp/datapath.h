@@ -146,6 +146,8 @@ class Datapath final : public PortHost {
   std::vector<PortView> ports();
   Result<PortView> port(const std::string& name);
   Stats stats();
+  // Rounds that each worker has made, by index. Without the control lock: whoever holds it may wait for a worker.
+  [[nodiscard]] std::vector<uint64_t> worker_rounds() const;
 
   Result<FdbPage> fdb(const std::string& bridge, const FdbQuery& query = {});
   Result<std::vector<FdbGroup>> fdb_learned(const std::string& bridge);  // equal tables give equal lists

@@ -65,6 +65,12 @@ WorkerStats Datapath::worker_stats(const Worker& worker) const {
   return stats;
 }
 
+std::vector<uint64_t> Datapath::worker_rounds() const {
+  std::vector<uint64_t> rounds;  // the crew is made with the datapath and never changes
+  for (const auto& worker : crew_.workers()) rounds.push_back(worker->counters().loops.get());
+  return rounds;
+}
+
 Stats Datapath::stats() {
   const Guard guard(control_.mutex());
   Stats stats{};

@@ -63,6 +63,7 @@ from switch.plan import (
 from switch.rates import Rates
 from switch.reconcile import PortHelper, Reconciler
 from switch.state import SavedState, StateFile, difference, overlay_bridges, overlay_ports
+from switch.watch import stuck_text
 
 log = logging.getLogger("switch.control")
 
@@ -136,6 +137,7 @@ class Control:
         self.apply_time = 0.0
         self.pending_restart: list[Change] = []
         self._state_file = state_file
+        self.stuck: Callable[[], Mapping[int, int]] = dict  # worker -> seconds without a round; the daemon looks
         self._save_failed = ""  # why the state file could not be written last
         self.changed = asyncio.Event()  # something that a restart must not forget; the saver clears it
         self._base = config.state(self.machine)  # what the daemon's own file says
@@ -210,6 +212,7 @@ class Control:
             apply_time=self.apply_time,
             config_hash=config_hash(self.config),
             api=self._listener.facts() if self._listener else None,
+            stuck=self.stuck(),
         )
 
     # ---- persistence ----
@@ -252,8 +255,13 @@ class Control:
 
     def warnings(self) -> list[str]:
         """Sentences that a person should read."""
+        stuck = [stuck_text(worker, seconds) for worker, seconds in self.stuck().items()]
         remote = self._listener.warnings() if self._listener else []
-        return [*self.datapath.warnings(), *remote, *filter(None, [self._save_failed])]
+        return [*stuck, *self.datapath.warnings(), *remote, *filter(None, [self._save_failed])]
+
+    def worker_news(self, kind: str, detail: str) -> None:
+        """worker_stuck or worker_recovered, for those who read events."""
+        self._note(kind, detail=detail)
 
     # ---- ports ----
 

@@ -26,6 +26,7 @@ from switch.datapath import Datapath, DatapathOptions, open_datapath
 from switch.errors import ConfigError, SwitchError
 from switch.lock import Held, Lock
 from switch.notify import Notifier
+from switch.watch import WorkerWatch
 
 log = logging.getLogger("switch")
 
@@ -215,8 +216,15 @@ class Daemon:
         self._job(_every(1.0, control.tick, "ageing"))
         self._job(_every(SAMPLE_INTERVAL, control.sample, "sampling"))
         self._job(self._saves(control.save, control.changed))
+        watch = WorkerWatch(
+            datapath.worker_rounds,
+            lambda kind, detail: loop.call_soon_threadsafe(control.worker_news, kind, detail),
+        )
+        control.stuck = lambda: watch.stuck
+        stack.callback(watch.stop)
+        watch.start()
         if interval := Notifier.watchdog_interval():
-            self._job(_every(interval, lambda: self._notifier.send("WATCHDOG=1"), "watchdog"))
+            self._job(_every(interval, lambda: self._all_is_well(watch), "watchdog"))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self._reload(control)))
 
         app = make_app(control, registry)
@@ -240,6 +248,11 @@ class Daemon:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         await control.save(force=True)
+
+    def _all_is_well(self, watch: WorkerWatch) -> None:
+        """Said by the event loop, so not while that hangs; nor while a worker does."""
+        if not watch.stuck:
+            self._notifier.send("WATCHDOG=1")
 
     def _say_what_runs(self, control: Any, options: DatapathOptions, url: str, api: str) -> None:
         ports = control.reconciler.ports

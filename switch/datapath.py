@@ -198,7 +198,8 @@ class Event:
     """Something that happened.
 
     kind is fdb_learned, fdb_moved, fdb_aged, fdb_evicted, fdb_flushed, fdb_refused_port_limit, fdb_refused_bridge_limit
-    or fdb_refused_owner (with bridge, vlan, mac, port, old_port), port_* (with port, detail), or queues_rebalanced.
+    or fdb_refused_owner (with bridge, vlan, mac, port, old_port), port_* (with port, detail), or queues_rebalanced. The
+    control plane adds config_* and worker_stuck, worker_recovered (with detail).
     """
 
     time: float
@@ -274,6 +275,8 @@ class Datapath(Protocol):
     def ports(self) -> list[PortStatus]: ...
     def port(self, name: str) -> PortStatus: ...
     def stats(self) -> Stats: ...
+    def worker_rounds(self) -> list[int]:
+        """How often each worker has been round its queues, at least once a second also while it sleeps. Never waits."""
 
     def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
         """The entries that match, in the order of (VLAN, address), and how many match in all."""

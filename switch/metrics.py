@@ -13,7 +13,7 @@ import errno
 import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -155,6 +155,9 @@ FAMILIES: dict[str, Family] = {
         _family("switch_worker_sleep_seconds_total", "counter", "worker", "The part of idle time spent off the CPU."),
         _family("switch_worker_wakeups_total", "counter", "worker", "Returns from blocking sleep."),
         _family("switch_worker_loops_total", "counter", "worker", "Passes over all queues that the worker polls."),
+        _family(
+            "switch_worker_stuck", "gauge", "worker", "1 while the worker has made no pass for five seconds or more."
+        ),
         _family("switch_worker_batch_frames", "histogram", "worker", "Frames per non-empty receive batch."),
         _family(
             "switch_config_last_apply_success", "gauge", "", "1 if the last configuration was applied, 0 if refused."
@@ -212,6 +215,7 @@ class ControlFacts:
     apply_time: float = 0.0
     config_hash: str = ""
     api: ApiFacts | None = None
+    stuck: Mapping[int, int] = field(default_factory=dict)  # worker -> seconds without a round
 
 
 def version() -> str:
@@ -311,6 +315,7 @@ def render(stats: Stats, statuses: Sequence[PortStatus], facts: ControlFacts) ->
         sheet.add("switch_worker_sleep_seconds_total", label, worker.sleep_seconds)
         sheet.add("switch_worker_wakeups_total", label, worker.wakeups)
         sheet.add("switch_worker_loops_total", label, worker.loops)
+        sheet.add("switch_worker_stuck", label, 1 if worker.worker in facts.stuck else 0)
         running = 0
         buckets: list[tuple[str, float]] = []
         for bound, count in zip(BATCH_BOUNDS, worker.batch_frames, strict=True):

@@ -128,6 +128,9 @@ class NativeDatapath:
             plan_generation=snapshot["plan_generation"],
         )
 
+    def worker_rounds(self) -> list[int]:
+        return list(self._core.worker_rounds())
+
     def fdb(self, bridge: str, query: FdbQuery = EVERY_ENTRY) -> tuple[list[FdbEntry], int]:
         entries, matched = _fdb_call("list the MAC table", lambda: self._core.fdb(bridge, *astuple(query)))
         return [FdbEntry(bridge, *entry) for entry in entries], matched

@@ -80,6 +80,7 @@ void bind_datapath(py::module_& module) {
              }
              return to_python(stats);
            })
+      .def("worker_rounds", &Datapath::worker_rounds)
       .def("fdb",
            [](Datapath& self, const std::string& bridge, const std::string& port, std::optional<int> vlan,
               std::optional<Mac> mac, const std::optional<std::string>& owner, std::optional<size_t> most) {

@@ -118,6 +118,7 @@ class WorkerShape(Shape):
     idle_seconds: float
     sleep_seconds: float
     loops: int
+    stuck_seconds: int = Field(description="seconds without a pass over its queues, once they are five; 0: it polls")
     wakeups: int
     batches: int
     frames: int

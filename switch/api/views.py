@@ -37,6 +37,7 @@ class Snapshot:
         self._stats = {port.name: port for port in self.stats.ports}
         self._rates = control.rates.ports(self.stats)
         self._loads = control.rates.loads(self.stats)
+        self._stuck = control.stuck()
         self._cpus = {worker.worker: worker.cpu for worker in self.stats.workers}
 
     def _row(self, status: PortStatus) -> dict[str, Any]:
@@ -153,6 +154,7 @@ class Snapshot:
             idle_seconds=worker.idle_seconds,
             sleep_seconds=worker.sleep_seconds,
             loops=worker.loops,
+            stuck_seconds=self._stuck.get(worker.worker, 0),
             wakeups=worker.wakeups,
             batches=worker.batches,
             frames=worker.frames,

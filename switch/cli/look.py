@@ -162,7 +162,9 @@ def worker_rows(workers: list[dict[str, Any]]) -> str:
             (
                 worker["worker"],
                 worker["cpu"] if worker["cpu"] >= 0 else "any",
-                Cell(percent(worker["load"]), "red" if worker["load"] > 0.95 else ""),
+                Cell(percent(worker["load"]), "red" if worker["load"] > 0.95 else "")
+                if not worker["stuck_seconds"]
+                else Cell("stuck", "red"),
                 rate(worker["frames"]),
                 f"{worker['mean_batch']:.1f}",
                 rate(worker["wakeups"]),

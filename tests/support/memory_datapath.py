@@ -58,6 +58,8 @@ class MemoryDatapath:
         self.nics: dict[str, NicHandles] = {}
         self.nic_faults: dict[str, str] = {}
         self.nic_event_fd = -1
+        self.rounds = [0 for _ in workers]
+        self.stuck: set[int] = set()  # workers that make no rounds any more
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -172,6 +174,10 @@ class MemoryDatapath:
             ],
             plan_generation=7,
         )  # fmt: skip
+
+    def worker_rounds(self) -> list[int]:
+        self.rounds = [rounds + (index not in self.stuck) for index, rounds in enumerate(self.rounds)]
+        return self.rounds
 
     def capture_start(self, port: str, direction: str, drops: bool, snaplen: int) -> int:
         self.calls.append(("capture_start", f"{port} {direction}{' drops' if drops else ''} {snaplen}"))

@@ -41,6 +41,7 @@ BINDINGS_GUEST = "guest"
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "lock": set(),
+    "watch": set(),
     "capture": set(),
     "config": {"errors", "datapath"},
     "datapath": {"errors", "capture", "native"},
