@@ -7,6 +7,7 @@ SWITCH_HOSTILE sets for how many seconds (6 unless given), SWITCH_HOSTILE_SEED r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -67,12 +68,20 @@ class Exchange:
                 self.frames += BURST
 
 
+def threads_of(pid: int) -> list[str]:
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            names.append((task / "comm").read_text().strip())
+    return names
+
+
 @dataclass(frozen=True)
 class Held:
     """What the daemon holds."""
 
     descriptors: int
-    threads: int
+    threads: int  # of the core; those of Python's pool come with work, up to a number
     guests: int  # mappings of guests' memory
     mappings: int
     resident: int
@@ -83,11 +92,15 @@ class Held:
         maps = (own / "maps").read_text()
         return Held(
             descriptors=len(list((own / "fd").iterdir())),
-            threads=len(list((own / "task").iterdir())),
+            threads=sum(name.startswith("sw-") for name in threads_of(pid)),
             guests=maps.count("memfd:hostile"),
             mappings=len(maps.splitlines()),
             resident=int((own / "statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"),
         )
+
+
+def what_is_open(pid: int) -> str:
+    return f"{[str(fd.readlink()) for fd in Path(f'/proc/{pid}/fd').iterdir()]}, threads {threads_of(pid)}"
 
 
 @pytest.fixture
@@ -150,7 +163,10 @@ def test_hostile_guests_cost_only_themselves(switch: Switchd, tmp_path: Path) ->
             held = Held.now(pid)
             return held.descriptors <= before.descriptors and held.threads <= before.threads and held.guests == 0
 
-        wait_until("nothing of the hostile guests is left", settled, 10.0)
+        try:
+            wait_until("nothing of the hostile guests is left", settled, 10.0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; held {before}, then {Held.now(pid)}: {what_is_open(pid)}") from error
         after = Held.now(pid)
     log_bytes = switch.log.stat().st_size - log_before
     print(f"{done} beside {frames} frames; log {log_bytes} bytes; held {before}, warm {warm}, then {after}")
