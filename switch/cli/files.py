@@ -176,7 +176,7 @@ def save(session: Session, file: str | None) -> None:
         raise click.UsageError("name a FILE: the one that switchd was started with is on another machine")
     data = session.ask("GET", "/v1/config")
     if file == "-":
-        click.echo(data["yaml"], nl=False)
+        session.answer({"file": "-", "hash": data["hash"], "yaml": data["yaml"]}, lambda: data["yaml"].rstrip("\n"))
         return
     path = Path(file or data["file"])
     answer = {"file": str(path), "hash": data["hash"]}
@@ -221,7 +221,8 @@ def _replace(path: Path, text: bytes) -> bool:
 
 @click.command(cls=Verb)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@click.pass_obj
+def completion(session: Session, shell: str) -> None:
     """Print the completion script for SHELL.
 
     \b
@@ -235,7 +236,8 @@ def completion(shell: str) -> None:
     if found is None:
         raise click.ClickException(f"no completion for {shell}")
     script = found(cli, {}, "swctl", "_SWCTL_COMPLETE")
-    click.echo(script.source_template % script.source_vars())
+    source = script.source_template % script.source_vars()
+    session.answer({"shell": shell, "script": source}, lambda: source)
 
 
 COMMANDS = {command.name: command for command in (validate, plan, diff, apply, confirm, rollback, save, completion)}
