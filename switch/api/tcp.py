@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API over TCP: TLS, a token, and limits that strangers cannot pass.
+"""The API over TCP: TLS, a token, and limits that strangers cannot pass (connections.py).
 
-Theory of operation. Connections are accepted by hand and given to uvicorn's HTTP protocol, one at a time, because that
-is what makes three things possible. New credentials hold for the next connection, and those that run go on: a reload
-closes only what came with a token that is no more. Strangers cannot starve anybody: they are accepted at a bounded
-rate, have a bounded time to become known, and when there are too many the one that is a stranger longest makes room for
-the next, so that a client who knows the token gets in through a crowd that does not. And what goes wrong here stays
-here: the switch starts and runs without this listener, which is tried again until it works.
+Theory of operation. New credentials hold for the next connection, and those that run go on: a reload closes only what
+came with a token that is no more. What goes wrong here stays here: the switch starts and runs without this listener,
+which is tried again until it works.
 
 A change has two phases, so that applying a configuration stays all or nothing: `prepare` reads the files and binds the
 address, `commit` puts both in place and cannot fail, `discard` forgets them.
@@ -15,25 +12,15 @@ address, `commit` puts both in place and cannot fail, `discard` forgets them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import json
 import logging
 import socket
-import ssl
-import time
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from switch.api.addresses import listen_tcp, takes_over
-from switch.api.credentials import Credentials, Token, changes, load_credentials
-from switch.api.gate import Gate
+from switch.api.connections import Connections
+from switch.api.credentials import Credentials, changes, load_credentials
 from switch.config.models import TcpSection
 from switch.config.values import format_address
 from switch.errors import SwitchError
@@ -42,18 +29,7 @@ from switch.plan import AddListener, DelListener, SetListener, Step
 
 log = logging.getLogger("switch.api")
 
-MOST_CONNECTIONS = 64
-ACCEPTS_PER_SECOND = 100  # a handshake costs up to a millisecond: a tenth of the control plane's time
-STRANGER_TIME = 10.0  # seconds for the handshake and the head of a request
-KEEP_ALIVE = 5  # seconds between two requests of a connection
-MOST_HEAD = 16 << 10
-GRACE = 2.0  # seconds between the end of a listener and that of its streams
-RETRY = 10.0
-COMPLAIN = 10.0  # seconds between two lines of the log about one kind of refusal
-
-PLAIN_ANSWER = json.dumps(
-    {"error": {"kind": "request", "message": "this port speaks TLS: use https", "faults": []}}
-).encode()
+RETRY = 10.0  # seconds between two tries to open what could not be opened
 
 
 @dataclass(slots=True)
@@ -62,126 +38,7 @@ class Prepared:
 
     credentials: Credentials | None
     sockets: list[socket.socket] | None  # None: those that are open stay
-
-
-@dataclass(slots=True)
-class _Complaint:
-    """One kind of refusal: when the log said so last, and how many were not said since."""
-
-    said: float = float("-inf")
-    silent: int = 0
-
-
-@dataclass(slots=True)
-class _Refusals:
-    totals: Counter[str] = field(default_factory=Counter)
-    complaints: dict[str, _Complaint] = field(default_factory=dict)
-
-    def add(self, reason: str, address: str, words: str) -> None:
-        """Count; and say it, but never more than once in COMPLAIN seconds."""
-        self.totals[reason] += 1
-        complaint = self.complaints.setdefault(reason, _Complaint())
-        if time.monotonic() - complaint.said < COMPLAIN:
-            complaint.silent += 1
-            return
-        more = f"; and {complaint.silent} more since the last line like this" if complaint.silent else ""
-        log.warning("control.tcp: refused %s: %s%s", address, words, more)
-        self.complaints[reason] = _Complaint(time.monotonic())
-
-
-class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1, with a deadline for strangers."""
-
-    def __init__(self, peer: _Peer, gate: Gate, config: uvicorn.Config, state: ServerState) -> None:
-        super().__init__(config=config, server_state=state, app_state={})
-        self.app = functools.partial(gate, peer)
-        self.logger = logging.getLogger("switch.api.http")  # what strangers send is not worth a line each
-        self._peer = peer
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._peer.protocol = self
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._peer.gone()
-
-
-class _Peer:
-    """One connection, from its acceptance to its end."""
-
-    def __init__(self, listener: TcpListener, channel: socket.socket, address: str) -> None:
-        self.address = address
-        self.channel: socket.socket | None = channel  # until the protocol owns it
-        self.protocol: Connection | None = None
-        self.token: Token | None = None
-        self.known = False  # has presented a token
-        self.answering = False
-        self.task: asyncio.Task[None] | None = None
-        self._listener = listener
-        self._requests = 0
-        self._retired = False
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(STRANGER_TIME, self._late)
-
-    # ---- the gate's view ----
-
-    def begin(self) -> None:
-        self._requests += 1
-        self._no_timer()
-
-    def end(self) -> None:
-        self._requests -= 1
-        if self._requests == 0 and self._timer is None:
-            if self._retired:
-                self.abort()
-            else:
-                self._timer = self._loop.call_later(KEEP_ALIVE + STRANGER_TIME, self._late)
-
-    def greeted(self, _: asyncio.Task[None]) -> None:
-        """The handshake is over, one way or the other; or it was called off before it began."""
-        self.task = None
-        if self.protocol is None:
-            self.gone()
-
-    # ---- its end ----
-
-    def _late(self) -> None:
-        self._timer = None
-        if not self.known:
-            self._listener.refused("timeout", self.address, "no request came in time")
-        self.abort()
-
-    def _no_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-    def retire(self) -> None:
-        """End as soon as the request that is being served is answered; a stream, after a moment."""
-        self._retired = True
-        if self.protocol is None or not self._requests:
-            self.abort()
-            return
-        self.protocol.shutdown()  # no further request
-        if self.answering:
-            self._no_timer()
-            self._timer = self._loop.call_later(GRACE, self.abort)
-
-    def abort(self) -> None:
-        self._no_timer()
-        if self.protocol is not None:
-            self.protocol.transport.abort()
-        elif self.task is not None:
-            self.task.cancel()
-
-    def gone(self) -> None:
-        """Nothing is left of it."""
-        self._no_timer()
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
-        self._listener.forget(self)
+    still_failing: bool = False  # what is wanted stays the same, and does not work now either
 
 
 class TcpListener:
@@ -192,24 +49,15 @@ class TcpListener:
         self._credentials: Credentials | None = None
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._peers: dict[_Peer, None] = {}  # in the order of their coming
-        self._gate: Gate | None = None
+        self._connections = Connections(lambda: self._credentials)
         self._failed = ""  # why what is wanted is not open
-        self._refusals = _Refusals()
-        self._allowance, self._measured = float(ACCEPTS_PER_SECOND), time.monotonic()
-        self._state = ServerState()
-        self._config = uvicorn.Config(
-            _nothing, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            proxy_headers=False, server_header=False, date_header=False, timeout_keep_alive=KEEP_ALIVE,
-            h11_max_incomplete_event_size=MOST_HEAD,
-        )  # fmt: skip
-        logging.getLogger("switch.api.http").setLevel(logging.ERROR)
+        self._trying = asyncio.Lock()  # two that bind an address at once would be in each other's way
 
     # ---- life ----
 
     def serve(self, app: FastAPI) -> None:
         """Whom requests go to; before anything else."""
-        self._gate = Gate(app, lambda: self._credentials, self.refused)
+        self._connections.serve(app)
 
     async def demand(self, section: TcpSection | None) -> Step | None:
         """Be as the section says; what cannot be is tried again until it can. Nothing is open meanwhile. Returns what
@@ -231,23 +79,36 @@ class TcpListener:
         """For ever: open what is wanted and could not be opened."""
         while True:
             await asyncio.sleep(RETRY)
-            section = self._wanted
-            if section is None or not self._failed:
-                continue
-            try:
-                prepared = await self.prepare(section)
-            except SwitchError as error:
-                self._failed = str(error) if self._failed and self._wanted is section else self._failed
-                continue
-            if self._wanted is section and self._failed:
-                self.commit(prepared)
-            else:
-                self.discard(prepared)  # somebody applied another configuration meanwhile
+            async with self._trying:
+                section = self._wanted
+                if section is None or not self._failed:
+                    continue
+                try:
+                    prepared = await self._prepare(section)
+                except SwitchError as error:
+                    if self._failed and self._wanted is section:
+                        self._failed = str(error)
+                    continue
+                if self._failed and self._wanted is section:
+                    self.commit(prepared)
+                else:
+                    self.discard(prepared)  # somebody applied another configuration meanwhile
 
     async def prepare(self, section: TcpSection | None) -> Prepared:
-        """Everything that can fail."""
+        """Everything that can fail. What does not work already, and shall stay the same, is no reason to refuse the
+        rest of a configuration."""
         if section is None:
             return Prepared(None, None)
+        async with self._trying:
+            try:
+                return await self._prepare(section)
+            except SwitchError as error:
+                if not self._failed or section != self._wanted:
+                    raise
+                self._failed = str(error)
+                return Prepared(None, None, still_failing=True)
+
+    async def _prepare(self, section: TcpSection) -> Prepared:
         credentials = await asyncio.to_thread(load_credentials, section)
         if self._sockets and self._wanted is not None and self._wanted.listen == section.listen:
             return Prepared(credentials, None)
@@ -260,43 +121,38 @@ class TcpListener:
             opened.close()
 
     def commit(self, prepared: Prepared) -> None:
-        """Put it in place. Connections whose token is still good go on."""
+        """Put it in place. Connections whose token is still good go on, unless other certificates are asked for."""
+        if prepared.still_failing:
+            return
         if prepared.credentials is None:
             if self._sockets:
                 log.info("the API is not served over TCP any more")
             self._close()
             self._wanted, self._failed = None, ""
             return
-        self._wanted, self._failed = prepared.credentials.section, ""
-        self._credentials = prepared.credentials
+        old, new = self._credentials, prepared.credentials
+        self._wanted, self._failed = new.section, ""
+        self._credentials = new
         if prepared.sockets is not None:
             self._stop_listening()
             self._sockets = prepared.sockets
-            self._accepting = [asyncio.create_task(self._accept(one)) for one in self._sockets]
+            self._accepting = [asyncio.create_task(self._connections.accept(one)) for one in self._sockets]
             log.info("the API is served at %s", self.url)
-        for peer in list(self._peers):
-            if peer.token is not None and peer.token not in prepared.credentials.tokens:
-                log.info("control.tcp: %s goes: token %s is no more", peer.address, peer.token.name)
-                peer.retire()
-        if warning := prepared.credentials.warning():
+        self._connections.retire(new.tokens if old is None or old.client_ca == new.client_ca else ())
+        if warning := new.warning():
             log.warning("%s", warning)
 
     async def close(self) -> None:
         """The daemon stops."""
         accepting = self._accepting
         self._close()
-        end = asyncio.get_running_loop().time() + GRACE + 0.5
-        while self._peers and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.02)
-        for peer in list(self._peers):
-            peer.abort()
-        await asyncio.gather(*accepting, *(peer.task for peer in self._peers if peer.task), return_exceptions=True)
+        await self._connections.ended()
+        await asyncio.gather(*accepting, return_exceptions=True)
 
     def _close(self) -> None:
         self._stop_listening()
         self._credentials = None
-        for peer in list(self._peers):
-            peer.retire()
+        self._connections.retire()
 
     def _stop_listening(self) -> None:
         for task in self._accepting:
@@ -324,6 +180,8 @@ class TcpListener:
     def step(self, prepared: Prepared) -> Step | None:
         """What committing it would change, for `plan`."""
         old, new = self._credentials, prepared.credentials
+        if prepared.still_failing:
+            return None
         if new is None:
             return DelListener(format_address(self._wanted.listen)) if self._wanted else None
         if old is None:
@@ -338,114 +196,7 @@ class TcpListener:
             return None
         return ApiFacts(
             listening=bool(self._sockets),
-            connections=len(self._peers),
-            refused={reason: self._refusals.totals[reason] for reason in REFUSALS},
+            connections=len(self._connections),
+            refused={reason: self._connections.refusals(reason) for reason in REFUSALS},
             certificate_expires=credentials.certificate.expires if credentials else None,
         )
-
-    def refused(self, reason: str, address: str, words: str) -> None:
-        self._refusals.add(reason, address, words)
-
-    def forget(self, peer: _Peer) -> None:
-        self._peers.pop(peer, None)
-
-    # ---- accepting ----
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._pace()
-            try:
-                channel, where = await loop.sock_accept(listening)
-            except OSError as error:
-                # Out of descriptors, or the client left already.
-                self.refused("limit", "a connection", f"it cannot be accepted ({error.strerror or error})")
-                await asyncio.sleep(0.1)
-                continue
-            self._admit(channel, format_address((str(where[0]).removeprefix("::ffff:"), where[1])))
-
-    async def _pace(self) -> None:
-        """At most ACCEPTS_PER_SECOND: the rest waits in the kernel's queue, and costs us nothing."""
-        now = time.monotonic()
-        self._allowance = min(ACCEPTS_PER_SECOND, self._allowance + (now - self._measured) * ACCEPTS_PER_SECOND)
-        self._measured = now
-        self._allowance -= 1
-        if self._allowance < 0:
-            await asyncio.sleep(-self._allowance / ACCEPTS_PER_SECOND)
-
-    def _admit(self, channel: socket.socket, address: str) -> None:
-        if len(self._peers) >= MOST_CONNECTIONS:
-            oldest = next((peer for peer in self._peers if not peer.known), None)
-            self.refused("limit", oldest.address if oldest else address, f"{MOST_CONNECTIONS} connections are open")
-            if oldest is None:
-                channel.close()
-                return
-            oldest.abort()
-            self.forget(oldest)
-        peer = _Peer(self, channel, address)
-        self._peers[peer] = None
-        peer.task = asyncio.create_task(self._greet(peer, channel))
-        peer.task.add_done_callback(peer.greeted)
-
-    async def _greet(self, peer: _Peer, channel: socket.socket) -> None:
-        """From a connection to one that speaks TLS."""
-        credentials, gate = self._credentials, self._gate
-        try:
-            if credentials is None or gate is None or not await self._speaks_tls(peer, channel):
-                return
-            _keep_alive(channel)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(peer, gate, self._config, self._state), channel, ssl=credentials.context,
-                ssl_handshake_timeout=STRANGER_TIME, ssl_shutdown_timeout=GRACE,
-            )  # fmt: skip
-            peer.channel = None
-        except ssl.SSLError as error:
-            self.refused("tls", peer.address, f"no TLS ({(error.reason or str(error)).replace('_', ' ').lower()})")
-        except OSError as error:  # a timeout and a reset are two
-            self.refused("tls", peer.address, f"it left during the TLS handshake ({error.strerror or error})")
-
-    async def _speaks_tls(self, peer: _Peer, channel: socket.socket) -> bool:
-        """Wait for the first byte, at almost no cost. Whoever speaks HTTP without TLS is told so."""
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def arrived() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_reader(channel, arrived)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(channel)
-        first = channel.recv(8, socket.MSG_PEEK)
-        if first[:1] == b"\x16":  # a TLS record of the kind handshake: RFC 8446 section 5.1
-            return True
-        if not first:
-            self.refused("tls", peer.address, "it left without a word")
-            return False
-        self.refused("plaintext", peer.address, "it speaks no TLS")
-        if first[:1].isalpha():
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(PLAIN_ANSWER)}"
-            with contextlib.suppress(OSError):
-                channel.recv(MOST_HEAD)  # what is left unread would reset the connection before the answer is read
-                channel.send(f"{head}\r\nConnection: close\r\n\r\n".encode() + PLAIN_ANSWER)
-                channel.shutdown(socket.SHUT_WR)
-        return False
-
-
-def _keep_alive(channel: socket.socket) -> None:
-    """A client that vanished is noticed within a minute or so, also by a stream that has nothing to say."""
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        socket.TCP_KEEPIDLE: 30,
-        socket.TCP_KEEPINTVL: 10,
-        socket.TCP_KEEPCNT: 3,
-        socket.TCP_USER_TIMEOUT: 60_000,
-    }
-    for option, value in {**options, socket.TCP_NODELAY: 1}.items():
-        channel.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
-    """uvicorn wants an application; each connection has its own."""

@@ -167,6 +167,28 @@ def test_going_back_does_not_wait_for_a_certificate(remote: Remote) -> None:
         gone.rename(section["certificate"])
 
 
+def test_other_certificates_of_clients_close_what_came_without(remote: Remote) -> None:
+    with remote.following("eye") as answer:
+        remote.apply(remote.pki.section(client_ca=str(remote.pki.ca)))
+        with contextlib.suppress(http.client.HTTPException):
+            assert answer.read() == b""
+    with pytest.raises(OSError):  # noqa: PT011
+        remote.ask("GET", "/v1/ports")
+
+
+def test_what_does_not_work_anyway_is_no_reason_to_refuse_the_rest(folder: Path, pki: Pki) -> None:
+    broken = pki.section(certificate=str(pki.folder / "never.pem"))
+    with service(folder, broken) as api:
+        changed = {"text": api.text(broken).replace("access: 10", "access: 11"), "path": "/x.yaml"}
+        status, answer = api.ask("POST", "/v1/config/apply", changed)
+        assert (status, [step["step"] for step in answer["steps"]]) == (200, ["SetPort"])
+        assert any("never.pem: cannot be read" in line for line in api.control.warnings())
+        other = {"text": api.text({**broken, "listen": "[::1]:0"}), "path": "/x.yaml"}
+        assert api.ask("POST", "/v1/config/apply", other)[0] == 422, "a change of it is"
+        assert api.ask("POST", "/v1/config/apply", {**changed, "text": api.text(None)})[0] == 200
+        assert not any("TCP" in line for line in api.control.warnings())
+
+
 def test_what_does_not_work_at_the_start_is_tried_again(
     folder: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:

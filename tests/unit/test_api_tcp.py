@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from switch.api import tcp
+from switch.api import connections
 from switch.api.gate import access_of
 from switch.datapath import Event
 from tests.interop.process import wait_until
@@ -177,7 +177,7 @@ def test_with_a_client_ca_the_token_is_not_enough(folder: Path, pki: Pki, certif
         else:
             with pytest.raises(OSError):  # noqa: PT011 reset, closed or an alert: as TLS happens to say it
                 remote.ask("GET", "/v1/ports")
-            assert remote.refused("tls") == 1
+            wait_until("it is counted", lambda: remote.refused("tls") == 1)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_what_is_no_request_is_refused_inside_tls_too(shared: Remote, head: byte
 
 @pytest.mark.parametrize("stage", ["connected", "half a handshake", "handshake", "half a request"])
 def test_a_slow_stranger_is_dropped(remote: Remote, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    monkeypatch.setattr(tcp, "STRANGER_TIME", 0.3)
+    monkeypatch.setattr(connections, "STRANGER_TIME", 0.3)
     with remote.raw() as plain:
         channel = plain
         if stage == "half a handshake":
@@ -278,8 +278,8 @@ def test_a_slow_stranger_is_dropped(remote: Remote, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_crowd_of_strangers_keeps_nobody_out(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "ACCEPTS_PER_SECOND", 5000)
-    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "ACCEPTS_PER_SECOND", 5000)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 20)
     with contextlib.closing(remote.connect()) as stream, contextlib.ExitStack() as crowd:
         stream.request("GET", "/v1/events?follow=1&limit=0", headers=remote.bearer("eye"))
         answer = stream.getresponse()
@@ -296,7 +296,7 @@ def test_a_crowd_of_strangers_keeps_nobody_out(remote: Remote, monkeypatch: pyte
 
 
 def test_when_all_are_known_one_more_is_refused(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
     with contextlib.ExitStack() as open_ones:
         for _ in range(2):
             connection = open_ones.enter_context(contextlib.closing(remote.connect()))
@@ -304,7 +304,7 @@ def test_when_all_are_known_one_more_is_refused(remote: Remote, monkeypatch: pyt
             assert connection.getresponse().status == 200
         with pytest.raises(OSError):  # noqa: PT011
             remote.ask("GET", "/v1/ports")
-        assert remote.refused("limit") == 1
+        wait_until("it is counted", lambda: remote.refused("limit") == 1)
     wait_until("they are gone", lambda: (found := remote.api.listener.facts()) and found.connections == 0)
     assert remote.ask("GET", "/v1/ports")[0] == 200
 
