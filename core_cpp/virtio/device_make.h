@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the instance of the ring templates for a configuration. One .cc file per ring kind includes it.
+// Chooses the instance of the ring templates for a configuration. One .cc file per ring kind and direction includes it.
 #pragma once
 
 #include <memory>
