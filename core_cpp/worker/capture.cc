@@ -8,6 +8,19 @@
 
 namespace sw {
 
+namespace {
+
+void show_to(const Captures& captures, const Frame& frame, CaptureWay way, uint16_t queue, DropReason drop,
+             uint64_t now) {
+  for (const auto& capture : captures) {
+    const CaptureOptions& wanted = capture->options;
+    if (!(way == CaptureWay::kRx ? wanted.rx : wanted.tx) || (wanted.drops_only && drop == kNoDrop)) continue;
+    capture->ring.write(frame, wanted.most_bytes, way, queue, drop, now);
+  }
+}
+
+}  // namespace
+
 CaptureRx::CaptureRx(RxQueue& behind, uint16_t number, Captures captures, const PortPolicy& policy,
                      const BridgeView& bridge)
     : RxQueue(behind.counters()),
@@ -22,12 +35,7 @@ bool CaptureRx::peek(Batch& batch, PortWorkerCounters& drops) {
   const uint64_t now = realtime_ns();
   for (uint32_t i = 0; i < batch.count; ++i) {
     const Frame& frame = batch.frames[i];
-    const DropReason drop = verdict(frame.data(), frame.head_len, policy_, bridge_);
-    for (const auto& capture : captures_) {
-      const CaptureOptions& wanted = capture->options;
-      if (!wanted.rx || (wanted.drops_only && drop == kNoDrop)) continue;
-      capture->ring.write(frame, wanted.most_bytes, CaptureWay::kRx, number_, drop, now);
-    }
+    show_to(captures_, frame, CaptureWay::kRx, number_, verdict(frame.data(), frame.head_len, policy_, bridge_), now);
   }
   return true;
 }
@@ -41,11 +49,7 @@ uint32_t CaptureTx::send(const Batch& batch, std::span<const uint8_t> index, Por
   const uint64_t now = realtime_ns();
   for (uint32_t i = 0; i < index.size(); ++i) {
     const DropReason drop = i < gone ? kNoDrop : DropReason::kRingFull;
-    for (const auto& capture : captures_) {
-      const CaptureOptions& wanted = capture->options;
-      if (!wanted.tx || (wanted.drops_only && drop == kNoDrop)) continue;
-      capture->ring.write(batch.frames[index[i]], wanted.most_bytes, CaptureWay::kTx, number_, drop, now);
-    }
+    show_to(captures_, batch.frames[index[i]], CaptureWay::kTx, number_, drop, now);
   }
   return gone;
 }
