@@ -3,7 +3,7 @@
 //   gate list               names of the paths
 //   gate count NAME...      {"base": hex, "paths": [{name, frames, queues, idle: SECTION, busy: SECTION}], "code": {...}}
 //   gate sharing SITUATION FILE             what two workers touch, see sharing.h
-//   gate rate SITUATION WORKERS MILLISECONDS   frames a second of one or two workers on CPUs 0 and 1, see scaling.h
+//   gate rate SITUATION WORKERS BYTES MILLISECONDS   frames a second of one or two workers on CPUs 0 and 1, see scaling.h
 #include <cstdio>
 #include <set>
 #include <string>
@@ -101,11 +101,11 @@ int count(const std::set<std::string>& names) {
   return 0;
 }
 
-int rate(const std::string& name, unsigned long workers, unsigned long milliseconds) {
+int rate(const std::string& name, const ScalingRound& round) {
   for (const Sharing& sharing : all_sharings()) {
     if (sharing.name != name) continue;
     std::string error;
-    const double frames = frames_per_second(sharing, static_cast<uint32_t>(workers), milliseconds, error);
+    const double frames = frames_per_second(sharing, round, error);
     if (!error.empty()) return fail(name, error);
     std::printf("%.0f\n", frames);
     return 0;
@@ -136,9 +136,12 @@ int main(int argc, char** argv) {
   }
   if (verb == "count") return sw::gates::count({argv + 2, argv + argc});
   if (verb == "sharing" && argc == 4) return sw::gates::share(argv[2], argv[3]);
-  if (verb == "rate" && argc == 5) return sw::gates::rate(argv[2], std::stoul(argv[3]), std::stoul(argv[4]));
+  if (verb == "rate" && argc == 6) {
+    const auto number = [argv](int at) { return static_cast<uint32_t>(std::stoul(argv[at])); };
+    return sw::gates::rate(argv[2], {.workers = number(3), .bytes = number(4), .milliseconds = number(5)});
+  }
   std::fprintf(stderr,
                "usage: gate list | gate count [NAME...] | gate sharing SITUATION FILE | "
-               "gate rate SITUATION 1|2 MILLISECONDS\n");
+               "gate rate SITUATION 1|2 BYTES MILLISECONDS\n");
   return 2;
 }

@@ -29,10 +29,11 @@ struct alignas(64) Lane {
   bool failed = false;
 };
 
-void drive(World& world, const Sharing& sharing, uint32_t worker, Spinlock& receiver, uint64_t until_ns, Lane& lane) {
+void drive(World& world, const Sharing& sharing, uint32_t worker, uint32_t bytes, Spinlock& receiver, uint64_t until_ns,
+           Lane& lane) {
   World::Hand hand;
   const Way way = way_of(sharing, worker);
-  const Traffic traffic{{mac_of(way.from, 0)}, {mac_of(way.to, 0)}, 64};
+  const Traffic traffic{{mac_of(way.from, 0)}, {mac_of(way.to, 0)}, bytes};
   const uint32_t to_queue = sharing.shared_queue ? 0 : way.queue;
   for (uint32_t turn = 0;; ++turn) {
     if (turn % kTurnsBetweenLooks == 0 && monotonic_ns() >= until_ns) return;
@@ -52,9 +53,10 @@ void drive(World& world, const Sharing& sharing, uint32_t worker, Spinlock& rece
 
 }  // namespace
 
-double frames_per_second(const Sharing& sharing, uint32_t workers, uint64_t milliseconds, std::string& error) {
-  if (workers == 0 || workers > 2 || milliseconds == 0) {
-    error = "1 or 2 workers, and at least a millisecond";
+double frames_per_second(const Sharing& sharing, const ScalingRound& round, std::string& error) {
+  const auto& [workers, bytes, milliseconds] = round;
+  if (workers == 0 || workers > 2 || bytes < 64 || bytes > 1518 || milliseconds == 0) {
+    error = "1 or 2 workers, 64 to 1518 bytes, and at least a millisecond";
     return 0;
   }
   World world(options_of(sharing));
@@ -71,11 +73,11 @@ double frames_per_second(const Sharing& sharing, uint32_t workers, uint64_t mill
   std::atomic<uint64_t> begin_ns{0};
   std::vector<std::thread> threads;
   for (uint32_t worker = 0; worker < workers; ++worker) {
-    threads.emplace_back([&, worker] {
+    threads.emplace_back([&, worker, bytes = bytes, workers = workers, milliseconds = milliseconds] {
       if (!pin_to(worker)) lanes[worker].failed = true;
       if (ready.fetch_add(1) + 1 == workers) begin_ns = monotonic_ns();
       while (begin_ns == 0) std::this_thread::yield();
-      drive(world, sharing, worker, receiver, begin_ns + milliseconds * 1'000'000, lanes[worker]);
+      drive(world, sharing, worker, bytes, receiver, begin_ns + milliseconds * 1'000'000, lanes[worker]);
     });
   }
   for (std::thread& thread : threads) thread.join();

@@ -10,8 +10,13 @@
 
 namespace sw::gates {
 
-// 64-byte frames a second that arrive, over `milliseconds`, with `workers` (1 or 2) on CPUs 0 and 1. Where two workers
-// send into one queue, whoever finds frames in it takes them out.
-double frames_per_second(const Sharing& sharing, uint32_t workers, uint64_t milliseconds, std::string& error);
+struct ScalingRound {
+  uint32_t workers;  // 1 or 2, on CPUs 0 and 1
+  uint32_t bytes;    // of a frame
+  uint64_t milliseconds;
+};
+
+// Frames a second that arrive. Where two workers send into one queue, whoever finds frames in it takes them out.
+double frames_per_second(const Sharing& sharing, const ScalingRound& round, std::string& error);
 
 }  // namespace sw::gates

@@ -56,7 +56,6 @@ WorldOptions options_of(const Sharing& sharing) {
   options.workers = kWorkers;
   options.queue_pairs = kWorkers;
   options.shared = sharing.shared_queue;
-  options.handover = sharing.handover;
   options.ring_size = 64;
   return options;
 }
@@ -68,11 +67,7 @@ Way way_of(const Sharing& sharing, uint32_t worker) {
 }
 
 std::vector<Sharing> all_sharings() {
-  return {{"ports of their own"},
-          {"queues of their own", true},
-          {"one transmit queue", true, true},
-          {"one transmit queue, reserved", true, true, Handover::kReserve},
-          {"one transmit queue, reserved unseen", true, true, Handover::kReserveLookOutside}};
+  return {{"ports of their own"}, {"queues of their own", true}, {"one transmit queue", true, true}};
 }
 
 std::string trace_sharing(const Sharing& sharing, const std::string& file, std::string& error) {

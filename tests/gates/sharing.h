@@ -15,7 +15,6 @@ struct Sharing {
   std::string name;
   bool same_ports = false;    // both workers serve the same two ports, each its own queue of them
   bool shared_queue = false;  // and send into the same transmit queue
-  Handover handover = Handover::kLock;
 };
 
 std::vector<Sharing> all_sharings();

@@ -8,7 +8,6 @@
 #include <random>
 
 #include "base/check.h"
-#include "reserve_commit.h"
 #include "virtio/guest_cursor.h"
 #include "virtio/net_header.h"
 #include "virtio/spec.h"
@@ -81,12 +80,7 @@ void World::add_guest(uint32_t number) {
     config.kick_fd = shared.rings()[ring].kick.get();
     if (ring % 2 == 0) {
       QueueCounters& counters = guest->tx_counters[ring / 2];
-      if (options_.handover == Handover::kLock) {
-        guest->tx.push_back(make_device_tx(config, counters));
-      } else {
-        const bool look_outside = options_.handover == Handover::kReserveLookOutside;
-        guest->tx.push_back(std::make_unique<ReserveCommitTx>(config, counters, look_outside));
-      }
+      guest->tx.push_back(make_device_tx(config, counters));
     } else {
       guest->rx.push_back(make_device_rx(config, guest->rx_counters[ring / 2]));
     }
@@ -119,7 +113,7 @@ void World::make_plan() {
       PlanTx& tx = plan_->workers[w].tx[id];
       tx.policy = policy.get();
       tx.counters = &guest.by_worker[w];
-      tx.shared = options_.shared && options_.handover == Handover::kLock;
+      tx.shared = options_.shared;
       for (uint32_t q = 0; q < pairs; ++q) {
         if (options_.shared ? q == 0 : q * workers / pairs == w) tx.queues.push_back(guest.tx[q].get());
         if (q % workers != w) continue;

@@ -19,8 +19,6 @@
 
 namespace sw::gates {
 
-enum class Handover : uint8_t { kLock, kReserve, kReserveLookOutside };  // reserve_commit.h
-
 struct WorldOptions {
   uint64_t features = 0;
   uint32_t guests = 2;
@@ -28,9 +26,8 @@ struct WorldOptions {
   uint32_t workers = 1;
   uint16_t ring_size = 256;
   uint32_t buffer_bytes = 2048;
-  uint16_t access_vlan = 0;             // 0: ports are default trunks
-  bool shared = false;                  // transmit queues belong to several workers
-  Handover handover = Handover::kLock;  // how these send into them
+  uint16_t access_vlan = 0;  // 0: ports are default trunks
+  bool shared = false;       // transmit queues belong to several workers
 };
 
 // A guest with its port. Its memory is one region, mapped where it lies.
