@@ -12,6 +12,7 @@ import itertools
 import json
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,14 @@ class Nic:
     server: bool = False
     options: str = ""  # more properties of virtio-net-pci, with a leading comma
 
-    def arguments(self) -> list[str]:
+    def arguments(self, number: int = 0) -> list[str]:
+        """Of a machine's NIC of that number."""
         owner = "server=on,wait=off" if self.server else "reconnect=1"
         multi = "on" if self.queues > 1 else "off"
         return [
-            "-chardev", f"socket,id=c0,path={self.socket},{owner}",
-            "-netdev", f"vhost-user,id=n0,chardev=c0,queues={self.queues}",
-            "-device", f"virtio-net-pci,id=nic0,netdev=n0,mac={self.mac},vectors=0,romfile=,mq={multi},"
+            "-chardev", f"socket,id=c{number},path={self.socket},{owner}",
+            "-netdev", f"vhost-user,id=n{number},chardev=c{number},queues={self.queues}",
+            "-device", f"virtio-net-pci,id=nic{number},netdev=n{number},mac={self.mac},vectors=0,romfile=,mq={multi},"
                        f"packed={'on' if self.packed else 'off'}{self.options}",
         ]  # fmt: skip
 
@@ -57,7 +59,11 @@ class Qmp:
     def __enter__(self) -> Qmp:
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._line.settimeout(20.0)
-        self._line.connect(str(self._path))
+        try:
+            self._line.connect(str(self._path))
+        except OSError:
+            self._line.close()
+            raise
         self._stream = self._line.makefile("rw")
         self._stream.readline()
         self.ask("qmp_capabilities")
@@ -89,8 +95,12 @@ def encoded(command: str) -> bytes:
 
 
 class Guest:
-    def __init__(self, image: Image, nic: Nic, folder: Path, name: str, cpu: int | None = None, smp: int = 1) -> None:
+    """`incoming`: it does not boot, it waits at this path for one that migrates, made with the same NICs."""
+
+    def __init__(self, image: Image, nics: Nic | Sequence[Nic], folder: Path, name: str, cpu: int | None = None,
+                 smp: int = 1, incoming: Path | None = None) -> None:  # fmt: skip
         self.name = name
+        network = [nics] if isinstance(nics, Nic) else nics
         self._console = folder / f"{name}.console"
         self._shell_path = folder / f"{name}.shell"
         self._qmp_path = folder / f"{name}.qmp"
@@ -104,7 +114,9 @@ class Guest:
             "-kernel", str(image.kernel), "-initrd", str(image.initramfs),
             "-append", KERNEL_OPTIONS,
             "-serial", f"file:{self._console}", "-serial", f"unix:{self._shell_path},server=on,wait=off",
-            "-qmp", f"unix:{self._qmp_path},server=on,wait=off", *nic.arguments(),
+            "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
+            *(word for number, nic in enumerate(network) for word in nic.arguments(number)),
+            *(["-incoming", f"unix:{incoming}"] if incoming else []),
         ]  # fmt: skip
         self.process = Process(command, folder / f"{name}.log")
 
@@ -127,6 +139,11 @@ class Guest:
         except AssertionError as error:
             said = self._console.read_text(errors="replace")[-2000:] if self._console.exists() else ""
             raise AssertionError(f"{error}\n--- console\n{said}\n--- QEMU\n{self.process.text()[-1000:]}") from None
+
+    def wait_arrived(self, seconds: float = 60.0) -> None:
+        """Of one that migrated to here: its shell goes on. It is asked once, for it misses nothing."""
+        self._open()
+        self.run("true", seconds)
 
     def _open(self) -> None:
         if self._shell:
@@ -203,6 +220,15 @@ class Guest:
 
     def wait_ping(self, address: str, seconds: float = 30.0) -> None:
         wait_until(f"{self.name} reaches {address}", lambda: self.pings(address), seconds)
+
+    def status(self) -> str:
+        """QEMU's word for what it does with the guest; empty while it starts."""
+        self.process.check()
+        try:
+            said: str = self.qmp("query-status")["status"]
+        except (OSError, ValueError):
+            return ""
+        return said
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One command on QEMU's machine protocol; returns what it returns."""
