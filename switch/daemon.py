@@ -16,6 +16,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ DRAIN_PAUSE = 0.01  # after a full batch: a flood of events takes the loop's spa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `switchd`. Exit status 0: stopped when asked to; 1: could not start."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is served: it must not end a daemon that just starts
     _set_up_log(options.log_level)
     raise_descriptor_limit()
     machine = Machine.here()
@@ -152,13 +154,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        hung_up: list[bool] = []  # during the start: the file that was read may be an old one
+        loop.add_signal_handler(signal.SIGHUP, lambda: hung_up.append(True))
         with contextlib.ExitStack() as stack:
-            await self._serve(stack)
+            await self._serve(stack, hung_up)
         log.info("stopped")
         return 0
 
-    async def _serve(self, stack: contextlib.ExitStack) -> None:
+    async def _serve(self, stack: contextlib.ExitStack, hung_up: list[bool]) -> None:
         from switch.api.app import make_app
         from switch.api.sockets import claim_socket
         from switch.api.tcp import TcpListener
@@ -232,18 +235,19 @@ class Daemon:
         await listener.demand(config.control.tcp)
         self._job(listener.keep_trying())
         self._say_what_runs(control, options, url, listener.url)
-        server = _make_server(app)
-        serving = asyncio.create_task(server.serve(sockets=[control_socket.listener]))
+        front = ControlFront(control_socket, app)
+        self._job(_every(1.0, front.look, "keeping the control socket"))
         self._notifier.send("READY=1", f"STATUS={_count(len(control.reconciler.ports), 'port')}, metrics {url}")
+        if hung_up:
+            self._job(self._reload(control))
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({front.serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
 
         self._notifier.send("STOPPING=1")
         log.info("stopping")
         stopping.cancel()
         control.events.close()
-        server.should_exit = True
-        await asyncio.gather(serving, listener.close())
+        await asyncio.gather(front.close(), listener.close())
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
@@ -319,6 +323,45 @@ class Daemon:
         task = asyncio.create_task(work)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
+
+
+class ControlFront:
+    """Serves the API at the control socket. A cleaner of temporary files, or a person, may remove that: then it is made
+    again, or nobody could ask anything until a restart."""
+
+    def __init__(self, control_socket: Any, app: Any) -> None:
+        self._socket = control_socket
+        self._app = app
+        self._said = ""
+        self._servers: list[tuple[Any, asyncio.Task[None]]] = []
+        self.serving = self._serve(control_socket.listener)
+
+    def _serve(self, listener: socket.socket) -> asyncio.Task[None]:
+        server = _make_server(self._app)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        self._servers.append((server, task))
+        return task
+
+    def look(self) -> None:
+        """Once a second."""
+        try:
+            listener = self._socket.renew()
+        except SwitchError as error:
+            if str(error) != self._said:
+                log.error("the control socket was removed by somebody, and %s; it is tried again", error)
+            self._said = str(error)
+            return
+        self._said = ""
+        if listener:
+            log.warning("the control socket was removed by somebody: listening there again")
+            for accepting in self._servers[-1][0].servers:
+                accepting.close()  # who came by it before is served on
+            self._serve(listener)
+
+    async def close(self) -> None:
+        for server, _ in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*(task for _, task in self._servers))
 
 
 class EventReader:

@@ -136,9 +136,13 @@ def overlay_ports(
         if names:
             noun = "port" if len(names) == 1 else "ports"
             notes.append(
-                f"restored {len(names)} {noun} {kind} at run time: {', '.join(names)}; start with --fresh to forget"
+                f"restored {len(names)} {noun} {kind} at run time: {_some(names)}; start with --fresh to forget"
             )
     return result, notes
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def overlay_bridges(

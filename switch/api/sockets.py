@@ -27,11 +27,25 @@ DEFAULT_DIRECTORY = Path("/run/switch")
 class ControlSocket:
     """A listening socket and the path that leads to it."""
 
-    def __init__(self, listener: socket.socket, path: Path, lock: Lock) -> None:
-        self.listener = listener
+    def __init__(self, path: Path, mode: int, gid: int | None, backlog: int, lock: Lock) -> None:
         self._path = path
-        self._inode = path.lstat().st_ino
+        self._mode = mode
+        self._gid = gid
+        self._backlog = backlog
         self._lock = lock
+        self._listen()
+
+    def _listen(self) -> None:
+        self.listener = _listen(self._path, self._mode, self._gid, self._backlog, _what(self._path))
+        self._inode = self._path.lstat().st_ino
+
+    def renew(self) -> socket.socket | None:
+        """A new listener, when somebody removed the path; whoever served the old one closes it. None when the path is
+        there: what somebody put in its place is not ours. SwitchError says why it cannot be made."""
+        if os.path.lexists(self._path):
+            return None
+        self._listen()
+        return self.listener
 
     def release(self) -> None:
         """Close, and remove the path if it is still ours."""
@@ -44,7 +58,7 @@ class ControlSocket:
 
 def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> ControlSocket:
     """Listen on `path`. SwitchError says why not and what to do."""
-    what = f"cannot listen on control socket {path}"
+    what = _what(path)
     if not path.parent.is_dir():
         if path.parent != DEFAULT_DIRECTORY:
             raise SwitchError(f"{what}: directory {path.parent} does not exist; create it, or change control.socket")
@@ -58,10 +72,14 @@ def claim_socket(path: Path, mode: int, gid: int | None, backlog: int = 64) -> C
     lock = _lock(path, what)
     try:
         _remove_stale(path, what)
-        return ControlSocket(_listen(path, mode, gid, backlog, what), path, lock)
+        return ControlSocket(path, mode, gid, backlog, lock)
     except BaseException:
         lock.release()
         raise
+
+
+def _what(path: Path) -> str:
+    return f"cannot listen on control socket {path}"
 
 
 def _lock(path: Path, what: str) -> Lock:
@@ -86,9 +104,7 @@ def _lock(path: Path, what: str) -> Lock:
 def _listen(path: Path, mode: int, gid: int | None, backlog: int, what: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     bound = False
-    # Nobody may connect before mode and group are right. The daemon has no other thread yet, so umask is ours alone.
-    umask = os.umask(0o177)
-    try:
+    try:  # nobody can connect before listen(), so there is no moment with another mode or group
         listener.bind(str(path))
         bound = True
         if gid is not None:
@@ -108,8 +124,6 @@ def _listen(path: Path, mode: int, gid: int | None, backlog: int, what: str) -> 
             errno.EADDRINUSE: "another daemon took it this moment",
         }.get(error.errno or 0, "see control in the configuration")
         raise SwitchError(f"{what}: {error.strerror or error}; {hint}") from error
-    finally:
-        os.umask(umask)
     return listener
 
 

@@ -214,6 +214,47 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(folder: Path) -> None:
     assert live(run, scenario) == 0
 
 
+def test_a_control_socket_that_was_removed_is_made_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(folder)
+    path = folder / "control.sock"
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(path))  # who came before is served on
+        for _ in range(2):
+            path.unlink()
+            await until(path.exists, task)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert "vm1" in await ask(folder, "GET", "/v1/ports")
+        writer.write(b"GET /v1/ports HTTP/1.0\r\n\r\n")
+        assert b"vm1" in await reader.read()
+        writer.close()
+        path.unlink()
+        path.write_text("another's")
+        await asyncio.sleep(1.5)  # a look or two
+        assert path.read_text() == "another's"
+
+    assert live(run, scenario) == 0
+    assert caplog.text.count("was removed by somebody: listening there again") == 2
+    assert path.read_text() == "another's"
+
+
+def test_a_file_that_changed_during_the_start_is_read_again(folder: Path) -> None:
+    run = Run(folder)
+
+    class Slow(MemoryDatapath):
+        def start(self) -> None:
+            run.path.write_text(config_text(folder).replace("access: 10", "access: 11"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            super().start()
+
+    run.datapath = Slow()
+
+    async def scenario(task: asyncio.Task[int]) -> None:
+        await until(lambda: run.datapath.specs["vm1"].vlan.access == 11, task)
+
+    assert live(run, scenario) == 0
+
+
 def test_two_switches_do_not_keep_their_state_in_one_file(folder: Path) -> None:
     (folder / "state").mkdir()
     run = Run(folder, config_text(folder).replace("switch: {", f"switch: {{state_dir: {folder}/state, "))
