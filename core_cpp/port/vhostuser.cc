@@ -18,6 +18,7 @@ namespace {
 constexpr uint64_t kHealthMs = 100;
 constexpr uint64_t kFirstRetryMs = 10;
 constexpr uint64_t kLastRetryMs = 500;
+constexpr uint64_t kPathMs = 3000;        // between two looks whether the socket is still there
 constexpr uint64_t kAcceptRetryMs = 100;  // when this process has no free descriptor
 constexpr int kAcceptsPerCall = 16;
 
@@ -62,7 +63,11 @@ VhostUserPort::~VhostUserPort() { VhostUserPort::close(); }
 Result<void> VhostUserPort::open(PortHost& host) {
   host_ = &host;
   event_refill_ns_ = time_refill_ns_ = monotonic_ns();
-  if (config_.socket_owner_switch) return listen();
+  if (config_.socket_owner_switch) {
+    auto listening = listen();
+    if (listening) watch_path();
+    return listening;
+  }
   connect();
   return {};
 }
@@ -71,6 +76,7 @@ void VhostUserPort::close() {
   if (host_ == nullptr) return;
   EventLoop& loop = host_->loop();
   loop.cancel(health_timer_);
+  loop.cancel(path_timer_);
   loop.cancel(retry_timer_);
   loop.cancel(rest_timer_);
   if (listener_) loop.remove(listener_.fd());
@@ -125,6 +131,20 @@ Result<void> VhostUserPort::listen() {
   auto added = host_->loop().add(listener_.fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
   if (!added) listener_.close();
   return added;
+}
+
+// A cleaner of temporary files, or a person, removed the socket: who is connected stays so, but nobody could come again.
+void VhostUserPort::watch_path() {
+  path_timer_ = host_->loop().after(kPathMs, [this] {
+    if (!listener_ || listener_.removed()) {
+      if (listener_) host_->loop().remove(listener_.fd());
+      host_->loop().cancel(std::exchange(retry_timer_, 0));
+      auto again = listen();
+      listen_error_ = again ? std::string() : again.error().message();
+      if (again) event("listening", config_.socket + " was removed by somebody: listening there again");
+    }
+    watch_path();
+  });
 }
 
 void VhostUserPort::on_listener() {

@@ -49,6 +49,7 @@ class VhostUserPort final : public Port, private BackendHost {
   void event(const std::string& kind, const std::string& detail) override;
 
   Result<void> listen();
+  void watch_path();
   void on_listener();
   void admit(UniqueFd peer);
   void connect();
@@ -72,11 +73,13 @@ class VhostUserPort final : public Port, private BackendHost {
   const BackendConfig backend_config_;
   PortHost* host_ = nullptr;
   UnixListener listener_;
+  std::string listen_error_;  // why the socket, which somebody removed, could not be made again
   std::unique_ptr<Backend> backend_;
   uint32_t watched_ = 0;  // epoll events of the connection
   uint32_t mtu_ = 0;
 
   EventLoop::TimerId health_timer_ = 0;
+  EventLoop::TimerId path_timer_ = 0;   // is the socket that we listen on still there
   EventLoop::TimerId retry_timer_ = 0;  // connect again, or accept again
   uint64_t retry_ms_ = 0;
   uint64_t attached_ns_ = 0;  // when the connection, or the last one, began

@@ -138,6 +138,11 @@ void UnixListener::close() {
   socket_.reset();
 }
 
+bool UnixListener::removed() const {
+  struct stat info{};
+  return ::lstat(path_.c_str(), &info) != 0 && errno == ENOENT;
+}
+
 Result<UniqueFd> UnixListener::accept() const {
   UniqueFd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!peer) return Error{errno, "accept a connection on " + path_};

@@ -26,6 +26,7 @@ class UnixListener {
   void close();
   // A connection, non-blocking; errno EAGAIN when nobody is waiting.
   [[nodiscard]] Result<UniqueFd> accept() const;
+  [[nodiscard]] bool removed() const;  // nothing has the path any more, so nobody can come
   [[nodiscard]] int fd() const { return socket_.get(); }
   explicit operator bool() const { return static_cast<bool>(socket_); }
 
