@@ -39,7 +39,7 @@ class Pki:
         certificate = self.folder / f"{name}.pem"
         openssl(
             "req", "-x509", *KEY, "-keyout", certificate.with_suffix(".key"), "-out", certificate,
-            "-subj", f"/CN={name}", "-days", "400",
+            "-subj", f"/CN={name}", "-days", "400", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         )  # fmt: skip
         return certificate
 
@@ -51,7 +51,11 @@ class Pki:
         certificate = self.folder / f"{name}.pem"
         request = self.folder / f"{name}.csr"
         extensions = self.folder / f"{name}.ext"
-        lines = [f"extendedKeyUsage={usage}", *([f"subjectAltName={','.join(names)}"] if names else [])]
+        lines = [
+            f"extendedKeyUsage={usage}",
+            "authorityKeyIdentifier=keyid",
+            *([f"subjectAltName={','.join(names)}"] if names else []),
+        ]
         extensions.write_text("\n".join(lines) + "\n")
         openssl("req", *key, "-keyout", certificate.with_suffix(".key"), "-out", request, "-subj", f"/CN={name}")
         openssl(
