@@ -30,6 +30,7 @@ class Work:
     def __init__(self, line: socket.socket | None = None) -> None:
         """`line` is closed at the end."""
         self._end_of = line
+        self.turn = threading.Lock()  # held during each step
         self._ending = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -40,7 +41,9 @@ class Work:
     def _run(self) -> None:
         try:
             while not self._ending.is_set():
-                self.step()
+                with self.turn:
+                    self.step()
+                time.sleep(0.005)  # whoever else wants the turn gets it
         except BaseException as error:  # for the test's own thread
             self._failure = error
 
@@ -74,9 +77,10 @@ class Pulse(Work):
         self._line.connect((address, 0))
         self._line.settimeout(0.02)
         self._number = 0
-        self.answers = [time.monotonic()]
+        self.answers: list[float] = []
 
     def step(self) -> None:
+        self.answers = self.answers or [time.monotonic()]
         self._number = (self._number + 1) % 65536
         head = struct.pack(">BBHHH", 8, 0, 0, os.getpid() % 65536, self._number)
         self._line.send(head[:2] + checksum(head).to_bytes(2, "big") + head[4:])
@@ -152,7 +156,6 @@ class Echoed(Work):
             back += got
         assert back == block, f"block {self.rounds} came back changed"
         self.rounds += 1
-        time.sleep(0.02)
 
     def more(self, rounds: int) -> Callable[[], bool]:
         """Whether so many more blocks came back since now."""

@@ -9,10 +9,10 @@ and the guest announces itself; packed rings on a socket of QEMU, and the switch
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ class Neighbours(Work):
             source.send(frame)
             sink.expect(frame, timeout=5.0)
         self.count += 1
-        time.sleep(0.005)
 
 
 @dataclass
@@ -189,22 +188,22 @@ def ended(guest: Guest) -> str:
 
 
 def start_slowly(lab: Lab, line: Path) -> None:
-    """Begin a migration, and let most memory pass. What the switch writes there afterwards passes only if it is logged.
-
-    One pass, and slowly enough for what the test does meanwhile: QEMU 7.2's emulation forgets pages that the guest's
-    CPU writes while several passes are made, with or without a vhost-user device.
-    """
+    """Begin a migration, and let nearly all memory pass. What the switch writes there afterwards passes only if it is
+    logged. The guest must be at rest: QEMU 7.2's emulation forgets pages that the CPU writes while QEMU looks at which
+    were written, with or without a vhost-user device."""
     lab.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 16 << 20, "downtime-limit": 1})
     start(lab.guest, line)
 
-    def nearly_passed() -> bool:
+    def passed(leave: int) -> bool:
         said = migration(lab.guest)
         assert said["status"] in ("setup", "active"), said
-        left: int = said.get("ram", {}).get("remaining", 1 << 30)
-        return left < 24 << 20
+        ram = said.get("ram", {})
+        left, passes = ram.get("remaining", 1 << 30), ram.get("dirty-sync-count", 0)
+        return bool(left < leave or passes > 1)
 
-    wait_until("most memory has passed", nearly_passed, 60.0, every=0.02)
-    lab.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+    for leave, slower in ((24 << 20, 4 << 20), (1 << 20, 16 << 10)):
+        wait_until("memory passes", partial(passed, leave), 60.0, every=0.02)
+        lab.guest.qmp("migrate-set-parameters", **{"max-bandwidth": slower})
 
 
 def hurry(guest: Guest) -> None:
@@ -221,7 +220,7 @@ class Flows:
     parcel: Parcel
 
 
-def begin_flows(lab: Lab, stack: ExitStack) -> list[Flows]:
+def open_flows(lab: Lab, stack: ExitStack) -> list[Flows]:
     found = []
     for number, address in enumerate(GUEST):
         echo_port, parcel_port = 5000 + number, 5100 + number
@@ -232,8 +231,7 @@ def begin_flows(lab: Lab, stack: ExitStack) -> list[Flows]:
         parcel = Parcel(connected(lab.station, address, parcel_port), PARCEL)
         lab.guest.run(f"kill -STOP $(cat /tmp/reader{number})")
         stack.callback(parcel.end)
-        echo = stack.enter_context(Echoed(connected(lab.station, address, echo_port)))
-        found.append(Flows(stack.enter_context(Pulse(lab.station, address)), echo, parcel))
+        found.append(Flows(Pulse(lab.station, address), Echoed(connected(lab.station, address, echo_port)), parcel))
     return found
 
 
@@ -244,15 +242,24 @@ def test_a_guest_under_traffic_moves_to_another_host(lab: Lab) -> None:
     with ExitStack() as stack:
         soft = [stack.enter_context(SoftGuest(str(lab.hosts["a"].folder / f"n{n}.sock"))) for n in (1, 2)]
         neighbours = stack.enter_context(Neighbours(*soft))
-        flows = begin_flows(lab, stack)
+        flows = open_flows(lab, stack)
         waiting, line = lab.destination()
         assert lab.stages(lab.other()) == ["negotiating", "negotiating"]
         start_slowly(lab, line)
         assert lab.logging() == ["yes", "yes"]
         for flow in flows:
+            stack.enter_context(flow.pulse)
+            stack.enter_context(flow.echo)
+        for flow in flows:
             flow.parcel.send()
+            wait_until("the stream flows", flow.echo.more(5), 30.0)
         assert migration(lab.guest)["status"] == "active"
-        hurry(lab.guest)
+        with ExitStack() as rest:
+            for flow in flows:
+                rest.enter_context(flow.pulse.turn)
+                rest.enter_context(flow.echo.turn)
+            hurry(lab.guest)
+            wait_until("the guest leaves", lambda: lab.guest.status() != "running", 20.0, every=0.01)
         assert ended(lab.guest) == "completed"
         wait_until("the guest runs there", lambda: lab.stages(lab.other()) == ["running", "running"], 20.0)
         assert lab.stages(lab.host) == ["rings", "rings"]
@@ -297,8 +304,14 @@ def test_a_cancelled_migration_goes_on_at_the_source(lab: Lab) -> None:
     waiting, line = lab.destination()
     with ExitStack() as stack:
         stack.callback(waiting.close)
-        flows = begin_flows(lab, stack)
-        start_slowly(lab, line)
+        flows = open_flows(lab, stack)
+        lab.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20, "downtime-limit": 1})
+        start(lab.guest, line)
+        wait_until("what is written is logged", lambda: lab.logging() == ["yes", "yes"], 10.0)
+        for flow in flows:
+            stack.enter_context(flow.pulse)
+            stack.enter_context(flow.echo)
+            wait_until("the stream flows", flow.echo.more(5), 30.0)
         lab.guest.qmp("migrate_cancel")
         assert ended(lab.guest) == "cancelled"
         wait_until("nothing is logged any more", lambda: lab.logging() == ["no", "no"], 10.0)
