@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "base/fd.h"
+#include "base/stall_guard.h"
 
 namespace sw {
 
@@ -81,6 +82,17 @@ bool signal_eventfd(int fd) {
     return mine.signal(fd);
   const uint64_t one = 1;
   return ::write(fd, &one, sizeof one) == sizeof one;
+}
+
+bool signal_eventfd(int fd, EventPeer& peer) {
+  if (!StallGuard::watches_this_thread() || peer.made_us_wait.load(std::memory_order_relaxed)) {
+    return signal_eventfd(fd);
+  }
+  const uint64_t one = 1;
+  if (::write(fd, &one, sizeof one) == sizeof one) [[likely]]
+    return true;
+  peer.made_us_wait.store(true, std::memory_order_relaxed);  // its counter is full
+  return signal_eventfd(fd);
 }
 
 uint64_t drain_eventfd(int fd) {

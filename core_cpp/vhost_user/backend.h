@@ -61,6 +61,7 @@ struct BackendConfig {
   std::span<QueueCounters> rx_counters;  // one per queue pair served; their number is the limit
   std::span<QueueCounters> tx_counters;
   uint32_t mtu = 0;
+  std::shared_ptr<EventPeer> peer = std::make_shared<EventPeer>();  // outlives the connection
 };
 
 class Backend {

@@ -92,6 +92,7 @@ Backend::Plan Backend::plan_ring(const Wish& wish, const std::string& broken) co
   plan.config.memory = memory_;
   plan.config.base = packed ? *wish.base & 0xffff : *wish.base;
   plan.config.call_fd = fd_of(wish.call);
+  plan.config.peer = config_.peer;
   plan.config.kick_fd = fd_of(wish.kick);
   // vhost-user "Ring states": without PROTOCOL_FEATURES rings are born enabled.
   plan.config.enabled = wish.enabled || !has_feature(*features_, VHOST_USER_F_PROTOCOL_FEATURES);

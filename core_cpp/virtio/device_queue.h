@@ -29,6 +29,7 @@ class DeviceQueue : public Queue {
         enabled_(config.enabled),
         kick_fd_(config.kick_fd),
         call_(config.call),
+        peer_(config.peer),
         ring_(config, ring_args...) {
     DeviceQueue::set_call_fd(config.call_fd);
     ring_.refuse_kicks();
@@ -56,6 +57,7 @@ class DeviceQueue : public Queue {
   const bool enabled_;
   const int kick_fd_;
   RingSignal* const call_;
+  const std::shared_ptr<EventPeer> peer_;
   int call_fd_ = -1;
   Counter malformed_;
   Ring ring_;
@@ -67,7 +69,7 @@ class DeviceQueue : public Queue {
       return call_ != nullptr;
     }
     // A full counter stays full: then the peer has not read it yet and will wake up anyway.
-    (void)signal_eventfd(call_fd_);
+    (void)signal_eventfd(call_fd_, *peer_);
     return true;
   }
 };

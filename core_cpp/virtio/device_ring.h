@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "base/event_signal.h"
 #include "net/queue.h"
 #include "virtio/guest_memory.h"
 
@@ -40,8 +41,9 @@ struct DeviceRingConfig {
   uint32_t base = 0;           // as SET_VRING_BASE: split 16-bit avail index; packed low half = index | wrap << 15
   int call_fd = -1;            // not owned; -1: the peer polls
   RingSignal* call = nullptr;  // not owned; used if call_fd is -1
-  int kick_fd = -1;            // not owned; wake_fd()
-  bool enabled = true;         // false: an rx ring discards (queue_disabled), a tx ring takes nothing
+  std::shared_ptr<EventPeer> peer = std::make_shared<EventPeer>();  // who holds call_fd
+  int kick_fd = -1;                                                 // not owned; wake_fd()
+  bool enabled = true;                    // false: an rx ring discards (queue_disabled), a tx ring takes nothing
   uint32_t max_frame_bytes = 65535 + 18;  // rx: longer frames are dropped (frame_too_long)
   std::shared_ptr<DirtyLog> log;          // non-null while VHOST_F_LOG_ALL
   uint64_t log_used_guest = 0;            // guest address of the device area for the log, if log_used

@@ -76,6 +76,7 @@ class DriverRxQueue final : public DriverRx {
         mergeable_(has_feature(config.features, VIRTIO_NET_F_MRG_RXBUF)),
         max_frame_bytes_(config.max_frame_bytes),
         kick_fd_(config.kick_fd),
+        peer_(config.peer),
         call_fd_(config.call_fd),
         pending_(std::bit_ceil(uint32_t{config.ring.size})),
         pending_mask_(static_cast<uint32_t>(pending_.size()) - 1) {
@@ -135,7 +136,7 @@ class DriverRxQueue final : public DriverRx {
   }
 
   void notify() override {
-    if (ring_.kick_wanted() && signal_eventfd(kick_fd_)) counters_->notifications.add(1);
+    if (ring_.kick_wanted() && signal_eventfd(kick_fd_, *peer_)) counters_->notifications.add(1);
   }
 
   bool arm() override {
@@ -288,6 +289,7 @@ class DriverRxQueue final : public DriverRx {
   const bool mergeable_;
   const uint32_t max_frame_bytes_;
   const int kick_fd_;
+  const std::shared_ptr<EventPeer> peer_;
   const int call_fd_;
   bool stalled_ = false;  // the oldest pending frame lacks buffers that the device has not used yet
   std::vector<Reaped> pending_;
@@ -308,6 +310,7 @@ class DriverTxQueue final : public DriverTx {
         header_alone_(!has_feature(config.features, VIRTIO_F_VERSION_1) &&
                       !has_feature(config.features, VIRTIO_F_ANY_LAYOUT)),
         kick_fd_(config.kick_fd),
+        peer_(config.peer),
         plain_(config.ring.size),
         parts_(config.ring.size) {
     const OffloadRules rules = driver_offloads(config.features);
@@ -377,7 +380,7 @@ class DriverTxQueue final : public DriverTx {
   }
 
   void notify() override {
-    if (ring_.kick_wanted() && signal_eventfd(kick_fd_)) counters_->notifications.add(1);
+    if (ring_.kick_wanted() && signal_eventfd(kick_fd_, *peer_)) counters_->notifications.add(1);
   }
   void reclaim() override {
     ring_.template reap<false>(UINT32_MAX, [this](uint16_t head, uint64_t, uint32_t chain) {
@@ -445,6 +448,7 @@ class DriverTxQueue final : public DriverTx {
   const DriverBuffers buffers_;
   const bool header_alone_;
   const int kick_fd_;
+  const std::shared_ptr<EventPeer> peer_;
   std::vector<uint8_t> plain_;     // of each buffer: its header is all zeros
   std::vector<DriverPart> parts_;  // scratch of put_chain
 };

@@ -36,7 +36,8 @@ struct DriverRingConfig {
   uint32_t buffer_bytes = kDriverBufferBytes;
   uint64_t device_address = 0;  // of buffers[0] as the device knows it; identity mapping: the pointer itself
   int kick_fd = -1;             // not owned; notifies the device; -1: it polls
-  int call_fd = -1;             // not owned, non-blocking; wake_fd() of the receive queue
+  std::shared_ptr<EventPeer> peer = std::make_shared<EventPeer>();  // who holds kick_fd
+  int call_fd = -1;                           // not owned, non-blocking; wake_fd() of the receive queue
   uint32_t max_frame_bytes = kMaxFrameBytes;  // rx: longer frames are dropped (frame_too_long)
 };
 

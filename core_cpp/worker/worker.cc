@@ -31,8 +31,8 @@ constexpr uint32_t kNapMaxNs = 50'000;
 constexpr uint64_t kPatienceNs = 20'000'000;  // wait_passed: then the worker is taken out of whatever call it hangs in
 constexpr int kBlockMs = 1000;  // a blocked worker still turns over once a second, so that its counters move
 
-// Where the system makes us write() to eventfds (base/event_signal.h) a peer can make its one blocking and full behind our
-// back, and a worker that signals it then hangs. This signal ends the call with EINTR; what it does else is nothing.
+// A peer can make its eventfd blocking and full behind our back, and a worker that writes to it then hangs. This signal
+// ends the call with EINTR; what it does else is nothing.
 const int kNudgeSignal = SIGRTMIN + 5;
 
 void install_nudge_handler() {
@@ -121,6 +121,8 @@ void Worker::run() {
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
   }
   (void)signals_never_wait();  // makes what the first signal of this thread needs
+  StallGuard guard(kNudgeSignal);
+  guard_ = &guard;
   last_tsc_ = idle_since_tsc_ = tsc_now();
   while (!stopping_.load(std::memory_order_acquire)) {
     const Plan* plan = plan_.load(std::memory_order_acquire);
@@ -130,6 +132,7 @@ void Worker::run() {
     account(worked);
     if (!worked) idle_step();
   }
+  guard_ = nullptr;
 }
 
 bool Worker::poll_once(const Plan* plan) {
@@ -203,6 +206,8 @@ void Worker::notify_all() {
   // Between "used entries are published" (all passes of this loop) and "does the peer want to be told" (notify of each
   // queue): virtio 1.3 2.7.7.2 and 2.8.10. One for all.
   full_fence();
+  if (watch_due_tsc_ == kResting) [[unlikely]]
+    watch_stalls();
   for (RxQueue* queue : owed_rx_) queue->notify();
   for (const auto& [queue, shared] : owed_tx_) {
     if (shared) queue->lock().lock();
@@ -224,6 +229,14 @@ void Worker::account(bool worked) {
     counters_.idle_tsc.add(now - last_tsc_);
   }
   last_tsc_ = now;
+  if (now > watch_due_tsc_) [[unlikely]]
+    watch_stalls();
+}
+
+void Worker::watch_stalls() {
+  static const uint64_t patience_tsc = tsc_hz() / (1'000'000'000 / StallGuard::kPatienceNs);
+  if (guard_ != nullptr) guard_->watch();
+  watch_due_tsc_ = tsc_now() + patience_tsc / 2;
 }
 
 void Worker::idle_step() {
@@ -268,6 +281,8 @@ bool Worker::build_epoll() {
 }
 
 void Worker::block() {
+  if (guard_ != nullptr && watch_due_tsc_ != kResting) guard_->rest();
+  watch_due_tsc_ = kResting;
   if (!epoll_ && !build_epoll()) {  // a queue that cannot wake us: go on napping
     nap_ns_ = kNapMaxNs;
     const timespec nap{0, static_cast<long>(nap_ns_)};

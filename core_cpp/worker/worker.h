@@ -10,8 +10,8 @@
 //   pointer of any plan before G: the control side may free those plans and change the queues they named.
 // - Sleep (adaptive): spin, then pause, then short naps, then ask every queue for notifications, look once more (arm), and
 //   block in epoll. publish() and stop() write the wake eventfd, so a sleeping worker passes at once.
-// - A worker that a hostile peer holds in a system call (a full eventfd made blocking, where base/event_signal.h has to
-//   write) is taken out of it by a signal when somebody waits for it: one guest cannot stop the control side.
+// - A worker that a hostile peer holds in a system call (a full eventfd made blocking) is taken out of it by a signal: by
+//   its StallGuard, and by whoever waits for it. It happens once for each port (base/event_signal.h).
 #pragma once
 
 #include <pthread.h>
@@ -26,6 +26,7 @@
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/stall_guard.h"
 #include "l2/forward.h"
 #include "port/egress.h"
 #include "worker/plan.h"
@@ -79,6 +80,7 @@ class Worker {
   void send_groups(const PlanRx& rx);
   void notify_all();
   void account(bool worked);
+  void watch_stalls();
   void idle_step();
   void block();
   bool build_epoll();
@@ -103,6 +105,9 @@ class Worker {
   const WorkerPlan* mine_ = nullptr;
   uint64_t last_tsc_ = 0;
   uint64_t idle_since_tsc_ = 0;
+  static constexpr uint64_t kResting = UINT64_MAX;
+  uint64_t watch_due_tsc_ = kResting;  // when the guard is to be put off again
+  StallGuard* guard_ = nullptr;
   uint32_t nap_ns_ = 0;
   std::vector<RxQueue*> owed_rx_;                   // owe their peer a look at its notification wish
   std::vector<std::pair<TxQueue*, bool>> owed_tx_;  // with: is it shared
