@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <deque>
 #include <mutex>
 #include <system_error>
@@ -13,6 +14,12 @@
 #include <utility>
 
 namespace sw {
+
+namespace {
+
+std::atomic<size_t> everywhere{0};
+
+}  // namespace
 
 struct Reaper::Shared {
   std::mutex mutex;
@@ -29,6 +36,7 @@ struct Reaper::Shared {
       object.reset();  // as long as it takes
       lock.lock();
       --pending;
+      --everywhere;
     }
     running = false;
   }
@@ -41,6 +49,7 @@ void Reaper::drop(std::shared_ptr<const void> object) {
   const std::lock_guard guard(shared_->mutex);
   shared_->waiting.push_back(std::move(object));
   ++shared_->pending;
+  ++everywhere;
   if (shared_->running) return;
   // The process's signals are for its other threads.
   sigset_t all;
@@ -75,5 +84,7 @@ size_t Reaper::pending() const {
   const std::lock_guard guard(shared_->mutex);
   return shared_->pending;
 }
+
+size_t Reaper::pending_everywhere() { return everywhere; }
 
 }  // namespace sw

@@ -33,6 +33,8 @@ class Reaper {
   void drop(std::shared_ptr<const void> object);
   // How many things were given to us and are not gone yet.
   [[nodiscard]] size_t pending() const;
+  // The same of all Reapers of the process.
+  [[nodiscard]] static size_t pending_everywhere();
   [[nodiscard]] bool stuck() const { return pending() >= kMostPending; }
 
  private:

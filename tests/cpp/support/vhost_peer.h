@@ -22,6 +22,8 @@
 
 #include "base/fd.h"
 #include "base/mmap.h"
+#include "base/reaper.h"
+#include "support/eventually.h"
 #include "vhost_user/message.h"
 
 namespace sw::testing {
@@ -58,7 +60,9 @@ inline uint64_t drain_eventfd(int fd) {
 }
 
 // What this process holds: equal before and after means nothing leaked.
+// Once nothing is closed in the background any more, be it for an earlier test.
 inline size_t open_descriptors() {
+  (void)eventually([] { return Reaper::pending_everywhere() == 0; });
   size_t count = 0;
   for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) ++count;
   return count;
