@@ -13,6 +13,7 @@ A message says what was tried, on what, why it failed and what to do about it.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 
@@ -63,3 +64,13 @@ class ControlError(SwitchError):
 
 class NotBuilt(SwitchError):
     """An optional part is missing from this build or machine; the message names it."""
+
+
+def cannot_listen(what: str, address: str, key: str, error: OSError) -> SwitchError:
+    """For `what`, on `address` that the file names under `key`."""
+    hint = {
+        errno.EADDRINUSE: f"another process listens there; stop it or change {key}",
+        errno.EADDRNOTAVAIL: f"this machine has no such address; change {key}",
+        errno.EACCES: f"ports below 1024 need privileges; change {key}",
+    }.get(error.errno or 0, f"change {key}")
+    return SwitchError(f"cannot listen for {what} on {address}: {(error.strerror or str(error)).lower()}; {hint}")

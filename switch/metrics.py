@@ -9,7 +9,6 @@ frames entered the switch, transmitted frames left it. No label ever carries a M
 from __future__ import annotations
 
 import contextlib
-import errno
 import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from prometheus_client.core import (
 )
 
 from switch.datapath import Datapath, PortSpec, PortStats, PortStatus, Stats
-from switch.errors import SwitchError
+from switch.errors import cannot_listen
 
 # The destination's fault or state; every other reason of the core is the source's (core_cpp/stats/drop_reason.h).
 TRANSMIT_REASONS = frozenset(
@@ -366,14 +365,7 @@ class MetricsServer:
         try:
             self._server, self._thread = start_http_server(port, addr=host or "::", registry=registry)
         except OSError as error:
-            hint = {
-                errno.EADDRINUSE: "another process listens there; stop it or change metrics.listen",
-                errno.EADDRNOTAVAIL: "this machine has no such address; change metrics.listen",
-                errno.EACCES: "ports below 1024 need privileges; change metrics.listen",
-            }.get(error.errno or 0, "change metrics.listen")
-            raise SwitchError(
-                f"cannot listen for metrics on {shown}:{port}: {error.strerror or error}; {hint}"
-            ) from error
+            raise cannot_listen("metrics", f"{shown}:{port}", "metrics.listen", error) from error
         self.url = f"http://{shown or 'localhost'}:{self._server.server_address[1]}/metrics"
 
     def close(self) -> None:

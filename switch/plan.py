@@ -214,11 +214,10 @@ class DelFlow(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class AddListener(Step):
-    """Serve the API over TCP. This and the two below are no calls to the datapath: switch.control carries them out."""
+class ListenerStep(Step):
+    """About the API over TCP. No call to the datapath: switch.control carries it out."""
 
     address: str
-    verb: ClassVar[str] = "add listener"
 
     @property
     def subject(self) -> str:
@@ -226,16 +225,16 @@ class AddListener(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class SetListener(Step):
+class AddListener(ListenerStep):
+    verb: ClassVar[str] = "add listener"
+
+
+@dataclass(frozen=True, slots=True)
+class SetListener(ListenerStep):
     """Connections go on, except those with a token that is no more."""
 
-    address: str
     found: tuple[Change, ...]
     verb: ClassVar[str] = "set listener"
-
-    @property
-    def subject(self) -> str:
-        return f"control.tcp at {self.address}"
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -243,13 +242,8 @@ class SetListener(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class DelListener(Step):
-    address: str
+class DelListener(ListenerStep):
     verb: ClassVar[str] = "delete listener"
-
-    @property
-    def subject(self) -> str:
-        return f"control.tcp at {self.address}"
 
 
 def plan(running: State, wanted: State) -> list[Step]:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 from collections.abc import Iterator, Sequence
 
 from switch.config.values import format_address
-from switch.errors import SwitchError
+from switch.errors import cannot_listen
 
 
 def listen_tcp(host: str, port: int, share: bool = False) -> list[socket.socket]:
@@ -42,14 +41,7 @@ def listen_tcp(host: str, port: int, share: bool = False) -> list[socket.socket]
     except OSError as error:
         for listener in opened:
             listener.close()
-        hint = {
-            errno.EADDRINUSE: "another process listens there; stop it or change control.tcp.listen",
-            errno.EADDRNOTAVAIL: "this machine has no such address; change control.tcp.listen",
-            errno.EACCES: "ports below 1024 need privileges; change control.tcp.listen",
-        }.get(error.errno or 0, "change control.tcp.listen")
-        raise SwitchError(
-            f"cannot listen for the API on {shown}: {(error.strerror or str(error)).lower()}; {hint}"
-        ) from error
+        raise cannot_listen("the API", shown, "control.tcp.listen", error) from error
     return opened
 
 
