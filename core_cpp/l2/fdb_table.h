@@ -25,7 +25,7 @@
 // Hashes are keyed by a random seed of the table, so a guest cannot choose MACs that meet in one bucket.
 #pragma once
 
-#include <smmintrin.h>
+#include <nmmintrin.h>
 
 #include <array>
 #include <bit>
@@ -81,13 +81,17 @@ class FdbTable {
     uint32_t mask;
     Seed seed;
 
-    // Low half: choice 0, high half: choice 1.
-    [[nodiscard]] uint64_t hashes(uint64_t key) const {
+    // The secret product keeps guests from choosing where their addresses meet; it is not linear, as a CRC alone would
+    // be. But steps of equal size stay steps of equal size in it, so that one seed of 150 put the consecutive addresses
+    // of a vendor into a few of the buckets. The CRC of its halves scatters them under every seed.
+    [[nodiscard]] uint64_t hash(uint64_t key, uint32_t choice) const {
       const auto product = static_cast<unsigned __int128>(key ^ seed.add) * seed.multiply;
-      return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+      const auto low = static_cast<uint64_t>(product), high = static_cast<uint64_t>(product >> 64);
+      return choice == 0 ? _mm_crc32_u64(static_cast<uint32_t>(low), high)
+                         : _mm_crc32_u64(static_cast<uint32_t>(high), low);
     }
     [[nodiscard]] uint32_t home(uint16_t vlan, uint64_t key, uint32_t choice) const {
-      return (static_cast<uint32_t>(hashes(key) >> (32 * choice)) ^ (vlan & kVlanIdMask)) & mask;
+      return (static_cast<uint32_t>(hash(key, choice)) ^ (vlan & kVlanIdMask)) & mask;
     }
     [[nodiscard]] Query ask(uint16_t vlan, uint64_t key) const {
       const Query query{key, &buckets[home(vlan, key, 0)]};
@@ -180,8 +184,8 @@ class FdbTable {
   }
   // Where the entry `word` of `bucket` would live under its other hash: XOR with the VLAN cancels out.
   [[nodiscard]] uint32_t other_home(uint32_t bucket, uint64_t word) const {
-    const uint64_t both = index_.hashes(word & ~uint64_t{0xffff});
-    return (bucket ^ static_cast<uint32_t>(both ^ both >> 32)) & index_.mask;
+    const uint64_t key = word & ~uint64_t{0xffff};
+    return (bucket ^ static_cast<uint32_t>(index_.hash(key, 0) ^ index_.hash(key, 1))) & index_.mask;
   }
   [[nodiscard]] Entry answer_second(const Query& query, uint16_t vlan) const;
   [[nodiscard]] Place place_of(const Entry& entry) const {

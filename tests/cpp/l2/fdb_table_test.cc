@@ -85,11 +85,37 @@ TEST_CASE("FdbTable: a million random entries are all found, and unknown ones ar
   CHECK(phantom == 0);
 }
 
-TEST_CASE("FdbTable: sequential addresses of one vendor spread over the buckets") {
-  FdbTable table(kFdbMinBuckets, FdbTable::random_seed());
-  for (Mac mac = 0x525400000000; mac < 0x525400000000 + 21504; ++mac) REQUIRE(insert(table, 1, mac, 1));  // 75 % load
-  FdbTable strided(kFdbMinBuckets, FdbTable::random_seed());
-  for (Mac i = 0; i < 21504; ++i) REQUIRE(insert(strided, 1, 0x020000000000 + (i << 16), 1));
+TEST_CASE("FdbTable: addresses at equal steps spread over the buckets under every seed") {
+  struct Row {
+    FdbTable::Seed seed;
+    int step_bits;
+  };
+  // Seeds under whose plain product such addresses meet in so few buckets that a table three quarters full, or far less,
+  // has no room for the next; then a new one each run.
+  const std::vector<Row> rows = {
+      {{0x17a9e44dd7fec4f1, 0xe3d278c08c008051}, 16},  // no room after 2539 of them
+      {{0x1cf4dcb5962daa5c, 0xb143afe423a350b9}, 8},   // 9120
+      {{0x3b06905fdccc8153, 0xddc964fcea69cee1}, 16},  // 5505
+      {{0x27a1993ff8b03159, 0x6ee2a3204d637b57}, 0},   // 8266
+      {{0x0d87a641cc303d58, 0x1f6f934a09478c01}, 20},  // 10034
+      {{0x7920be3c79d2cac7, 0x59fd5c5e0ac52ecf}, 4},   // 3369
+      {FdbTable::random_seed(), 0},
+      {FdbTable::random_seed(), 16},
+  };
+  constexpr uint32_t kEntries = kFdbMinBuckets * kFdbSlots * 3 / 4;
+  for (const Row& row : rows) {
+    CAPTURE(row.seed.add);
+    CAPTURE(row.seed.multiply);
+    CAPTURE(row.step_bits);
+    FdbTable table(kFdbMinBuckets, row.seed);
+    uint32_t in_first = 0;
+    for (Mac i = 0; i < kEntries; ++i) {
+      const Mac mac = 0x020000000000 + (i << row.step_bits);
+      REQUIRE(insert(table, 1, mac, 1));
+      in_first += table.find(1, mac).bucket == table.homes(1, mac)[0];
+    }
+    CHECK(in_first > kEntries * 9 / 10);  // as of random addresses: 93 % need no look at their second bucket
+  }
 }
 
 TEST_CASE("FdbTable: displacement fills the table far beyond three quarters") {
