@@ -18,7 +18,6 @@ namespace {
 constexpr uint64_t kHealthMs = 100;
 constexpr uint64_t kFirstRetryMs = 10;
 constexpr uint64_t kLastRetryMs = 500;
-constexpr uint64_t kPathMs = 3000;        // between two looks whether the socket is still there
 constexpr uint64_t kAcceptRetryMs = 100;  // when this process has no free descriptor
 constexpr int kAcceptsPerCall = 16;
 
@@ -64,9 +63,10 @@ Result<void> VhostUserPort::open(PortHost& host) {
   host_ = &host;
   event_refill_ns_ = time_refill_ns_ = monotonic_ns();
   if (config_.socket_owner_switch) {
-    auto listening = listen();
-    if (listening) watch_path();
-    return listening;
+    listening_ = std::make_unique<ListeningSocket>(
+        host.loop(), ListeningSocket::Place{config_.socket, config_.socket_mode, config_.socket_gid},
+        [this] { on_listener(); }, [this](const std::string& kind, const std::string& detail) { event(kind, detail); });
+    return listening_->open();
   }
   connect();
   return {};
@@ -76,11 +76,9 @@ void VhostUserPort::close() {
   if (host_ == nullptr) return;
   EventLoop& loop = host_->loop();
   loop.cancel(health_timer_);
-  loop.cancel(path_timer_);
   loop.cancel(retry_timer_);
   loop.cancel(rest_timer_);
-  if (listener_) loop.remove(listener_.fd());
-  listener_.close();
+  listening_.reset();
   if (backend_) {
     loop.remove(backend_->fd());
     backend_.reset();
@@ -124,33 +122,10 @@ void VhostUserPort::event(const std::string& kind, const std::string& detail) {
 
 // --- Where connections come from
 
-Result<void> VhostUserPort::listen() {
-  auto listener = UnixListener::open(config_.socket, config_.socket_mode, config_.socket_gid);
-  if (!listener) return listener.error();
-  listener_ = std::move(*listener);
-  auto added = host_->loop().add(listener_.fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
-  if (!added) listener_.close();
-  return added;
-}
-
-// A cleaner of temporary files, or a person, removed the socket: who is connected stays so, but nobody could come again.
-void VhostUserPort::watch_path() {
-  path_timer_ = host_->loop().after(kPathMs, [this] {
-    if (!listener_ || listener_.removed()) {
-      if (listener_) host_->loop().remove(listener_.fd());
-      host_->loop().cancel(std::exchange(retry_timer_, 0));
-      auto again = listen();
-      listen_error_ = again ? std::string() : again.error().message();
-      if (again) event("listening", config_.socket + " was removed by somebody: listening there again");
-    }
-    watch_path();
-  });
-}
-
 void VhostUserPort::on_listener() {
   for (int i = 0; i < kAcceptsPerCall; ++i) {
-    if (const uint64_t delay_ms = rest_ms(); delay_ms != 0) return stop_listening(delay_ms);
-    auto peer = listener_.accept();
+    if (const uint64_t delay_ms = rest_ms(); delay_ms != 0) return listening_->rest(delay_ms);
+    auto peer = listening_->accept();
     if (peer) {
       charge(kConnectNs);
       admit(std::move(*peer));
@@ -160,17 +135,8 @@ void VhostUserPort::on_listener() {
     if (code == EAGAIN || code == EINTR || code == ECONNABORTED) return;
     // Out of descriptors or memory: the connection stays in the backlog, so look again later instead of spinning.
     event("error", peer.error().message());
-    return stop_listening(kAcceptRetryMs);
+    return listening_->rest(kAcceptRetryMs);
   }
-}
-
-void VhostUserPort::stop_listening(uint64_t delay_ms) {
-  host_->loop().remove(listener_.fd());
-  retry_timer_ = host_->loop().after(delay_ms, [this] {
-    retry_timer_ = 0;
-    auto added = host_->loop().add(listener_.fd(), EPOLLIN, [this](uint32_t) { on_listener(); });
-    if (!added) event("error", added.error().message());
-  });
 }
 
 void VhostUserPort::admit(UniqueFd peer) {

@@ -26,7 +26,7 @@
 
 #include "port/port.h"
 #include "vhost_user/backend.h"
-#include "vhost_user/socket.h"
+#include "vhost_user/listening.h"
 
 namespace sw {
 
@@ -48,8 +48,6 @@ class VhostUserPort final : public Port, private BackendHost {
   void resume() override;
   void event(const std::string& kind, const std::string& detail) override;
 
-  Result<void> listen();
-  void watch_path();
   void on_listener();
   void admit(UniqueFd peer);
   void connect();
@@ -61,7 +59,6 @@ class VhostUserPort final : public Port, private BackendHost {
   void charge(uint64_t ns);
   [[nodiscard]] uint64_t rest_ms();
   void rest(uint64_t delay_ms);
-  void stop_listening(uint64_t delay_ms);
   [[nodiscard]] bool peer_gone() const;
 
   // vhostuser_status.cc
@@ -72,15 +69,13 @@ class VhostUserPort final : public Port, private BackendHost {
   PortConfig config_;
   const BackendConfig backend_config_;
   PortHost* host_ = nullptr;
-  UnixListener listener_;
-  std::string listen_error_;  // why the socket, which somebody removed, could not be made again
+  std::unique_ptr<ListeningSocket> listening_;  // with socket_owner_switch
   std::unique_ptr<Backend> backend_;
   uint32_t watched_ = 0;  // epoll events of the connection
   uint32_t mtu_ = 0;
 
   EventLoop::TimerId health_timer_ = 0;
-  EventLoop::TimerId path_timer_ = 0;   // is the socket that we listen on still there
-  EventLoop::TimerId retry_timer_ = 0;  // connect again, or accept again
+  EventLoop::TimerId retry_timer_ = 0;  // connect again
   uint64_t retry_ms_ = 0;
   uint64_t attached_ns_ = 0;  // when the connection, or the last one, began
   Error connect_error_;       // why the last attempt to connect failed

@@ -70,7 +70,7 @@ Stage stage_of(const Backend& backend) {
 
 std::string VhostUserPort::waiting_detail() const {
   const std::string& path = config_.socket;
-  if (!listen_error_.empty()) return "the socket was removed, and to make it again failed: " + listen_error_;
+  if (listening_ && !listening_->trouble().empty()) return listening_->trouble();
   if (config_.socket_owner_switch) {
     const std::string hint = "nobody is connected to " + path +
                              ": start the guest with this socket (QEMU: -chardev socket,path=" + path +

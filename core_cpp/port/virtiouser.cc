@@ -94,6 +94,10 @@ void VirtioUserPort::lost(const std::string& why) {
   host_->event(*this, "disconnected", why);
 }
 
+void VirtioUserPort::socket_event(const std::string& kind, const std::string& detail) {
+  host_->event(*this, kind, detail);
+}
+
 void VirtioUserPort::watch_health() {
   health_timer_ = host_->loop().after(kHealthMs, [this] {
     if (device_) {

@@ -35,6 +35,7 @@ class VirtioUserPort final : public Port, private FrontendOwner {
   Result<const DriverMemory*> negotiated(uint64_t features, uint32_t queue_pairs) override;
   void running() override;
   void lost(const std::string& why) override;
+  void socket_event(const std::string& kind, const std::string& detail) override;
   void watch_health();
 
   const PortConfig config_;

@@ -29,6 +29,11 @@ const char* Frontend::stage_name() const {
   return "closed";
 }
 
+std::string Frontend::detail() const {
+  const std::string trouble = stage_ == Stage::kWaitingForPeer && listening_ ? listening_->trouble() : std::string();
+  return trouble.empty() ? detail_ : trouble;
+}
+
 Result<void> Frontend::open() {
   if (auto usable = check_unix_path(config_.socket); !usable) return usable;
   if (!config_.listen) {
@@ -36,24 +41,21 @@ Result<void> Frontend::open() {
     connect();
     return {};
   }
-  auto listener = UnixListener::open(config_.socket, config_.socket_mode, config_.socket_gid);
-  if (!listener) return listener.error();
-  listener_ = std::move(*listener);
+  listening_ = std::make_unique<ListeningSocket>(
+      loop_, ListeningSocket::Place{config_.socket, config_.socket_mode, config_.socket_gid}, [this] { accept(); },
+      [this](const std::string& kind, const std::string& detail) { owner_.socket_event(kind, detail); });
+  if (auto listening = listening_->open(); !listening) {
+    listening_.reset();
+    return listening;
+  }
   stage_ = Stage::kWaitingForPeer;
   detail_ = "no back-end has connected to " + config_.socket + " yet";
-  return watch_listener();
-}
-
-Result<void> Frontend::watch_listener() {
-  auto added = loop_.add(listener_.fd(), EPOLLIN, [this](uint32_t) { accept(); });
-  if (!added) detail_ = added.error().message();
-  return added;
+  return {};
 }
 
 void Frontend::close() {
   if (stage_ == Stage::kClosed) return;
-  if (listener_) loop_.remove(listener_.fd());
-  listener_.close();
+  listening_.reset();
   drop("closed");
   loop_.cancel(retry_timer_);
   stage_ = Stage::kClosed;
@@ -72,15 +74,12 @@ void Frontend::connect() {
 }
 
 void Frontend::accept() {
-  auto socket = listener_.accept();
+  auto socket = listening_->accept();
   if (!socket) {
     if (socket.error().code == EAGAIN) return;
     // Out of descriptors, likely: the connection stays in the backlog, so look again later instead of spinning.
     detail_ = socket.error().message();
-    loop_.remove(listener_.fd());
-    loop_.cancel(retry_timer_);
-    retry_timer_ = loop_.after(kLongestRetryMs, [this] { (void)!watch_listener(); });
-    return;
+    return listening_->rest(kLongestRetryMs);
   }
   // A back-end that was restarted may be back before we noticed that it went.
   if (channel_) on_socket(EPOLLIN);

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,8 +24,8 @@
 #include "base/event_loop.h"
 #include "base/result.h"
 #include "vhost_user/channel.h"
+#include "vhost_user/listening.h"
 #include "vhost_user/message.h"
-#include "vhost_user/socket.h"
 #include "virtio/driver_memory.h"
 
 namespace sw {
@@ -50,6 +51,11 @@ class FrontendOwner {
   virtual void running() = 0;
   // The connection is over: stop using the queues before returning. Follows every negotiated(), once.
   virtual void lost(const std::string& why) = 0;
+  // Something a person wants to know of the socket that we listen on.
+  virtual void socket_event(const std::string& kind, const std::string& detail) {
+    (void)kind;
+    (void)detail;
+  }
 };
 
 class Frontend {
@@ -71,7 +77,7 @@ class Frontend {
   [[nodiscard]] Stage stage() const { return stage_; }
   [[nodiscard]] const char* stage_name() const;  // "waiting_for_peer", "negotiating", ...
   // Why it is not running and what to do about it; while running, what the back-end lacks. May be empty.
-  [[nodiscard]] const std::string& detail() const { return detail_; }
+  [[nodiscard]] std::string detail() const;
   [[nodiscard]] uint64_t features() const { return features_; }  // negotiated; 0 before
   [[nodiscard]] uint64_t offered() const { return offered_; }    // by the back-end of this or the last connection
   [[nodiscard]] uint64_t protocol_features() const { return protocol_features_; }
@@ -89,7 +95,6 @@ class Frontend {
 
   // frontend.cc
   void connect();
-  Result<void> watch_listener();
   void accept();
   void connected(UniqueFd socket);
   void on_socket(uint32_t events);
@@ -122,7 +127,7 @@ class Frontend {
 
   Stage stage_ = Stage::kClosed;
   std::string detail_;
-  UnixListener listener_;
+  std::unique_ptr<ListeningSocket> listening_;  // with config_.listen
   const std::shared_ptr<Reaper> reaper_ = std::make_shared<Reaper>();
   std::optional<Channel> channel_;
   bool watching_write_ = false;
