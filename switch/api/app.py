@@ -56,7 +56,7 @@ PORT_EXAMPLES: dict[str, Any] = {
 def make_app(control: Control, registry: CollectorRegistry) -> FastAPI:
     """The application over a Control that was started on the loop that serves it."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": models.ErrorShape} for status in (400, 401, 403, 404, 409, 422, 501)
+        status: {"model": models.ErrorShape} for status in (400, 401, 403, 404, 409, 422, 429, 501)
     }
     app = FastAPI(
         title="switchd control API", version=version(), description=DESCRIPTION, responses=errors, docs_url=None,

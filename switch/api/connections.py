@@ -6,6 +6,9 @@ credentials of that moment. A stranger is whoever has not presented a token yet.
 (the rest waits in the kernel's queue), have a bounded time for the handshake and the head of a request, and when there
 are too many the one that is a stranger longest makes room for the next: a client who knows the token gets in through a
 crowd that does not. Until its first byte a stranger costs a descriptor and a timer, and no TLS.
+
+Nobody makes room whose token is good. So of those, one address may have MOST_PER_ADDRESS connections, or a client that
+forgets to close its own would take all from the others; one too many is answered, with the limit, and closed.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import json
 import logging
 import socket
@@ -35,6 +39,7 @@ from switch.config.values import format_address
 log = logging.getLogger("switch.api")
 
 MOST_CONNECTIONS = 64
+MOST_PER_ADDRESS = 16  # of those that presented a token; of IPv6, a network of /64 counts as one
 ACCEPTS_PER_SECOND = 100  # a handshake costs up to a millisecond: a tenth of the control plane's time
 STRANGER_TIME = 10.0  # seconds for the handshake and the head of a request
 KEEP_ALIVE = 5  # seconds between two requests of a connection
@@ -93,7 +98,8 @@ class Connection(H11Protocol):
 class Peer:
     """One connection, from its acceptance to its end."""
 
-    def __init__(self, home: Connections, channel: socket.socket, address: str) -> None:
+    def __init__(self, home: Connections, channel: socket.socket, host: str, address: str) -> None:
+        self.origin = _origin(host)
         self.address = address
         self.channel: socket.socket | None = channel  # until the protocol owns it
         self.protocol: Connection | None = None
@@ -108,6 +114,14 @@ class Peer:
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(STRANGER_TIME, self._late)
 
     # ---- the gate's view ----
+
+    def introduce(self) -> str:
+        """It presented a token. Why it cannot stay for all that; "" when it may."""
+        if not self.known:
+            if why := self._home.crowded(self.origin):
+                return why
+            self.known = True
+        return ""
 
     def begin(self) -> None:
         self._requests += 1
@@ -197,6 +211,15 @@ class Connections:
     def refused(self, reason: str, address: str, words: str) -> None:
         self._refusals.add(reason, address, words)
 
+    def crowded(self, origin: str) -> str:
+        """Why nobody else from there can become known; "" when there is room."""
+        known = [peer.origin for peer in self._peers if peer.known]
+        if known.count(origin) >= MOST_PER_ADDRESS:
+            return f"{MOST_PER_ADDRESS} connections from {origin} are open, the most of one address: close some"
+        if len(known) >= MOST_CONNECTIONS:
+            return f"{MOST_CONNECTIONS} connections are open, the most there can be: try again later"
+        return ""
+
     def forget(self, peer: Peer) -> None:
         self._peers.pop(peer, None)
 
@@ -229,7 +252,8 @@ class Connections:
                 self.refused("limit", "a connection", f"it cannot be accepted ({error.strerror or error})")
                 await asyncio.sleep(0.1)
                 continue
-            self._admit(channel, format_address((str(where[0]).removeprefix("::ffff:"), where[1])))
+            host = str(where[0]).removeprefix("::ffff:")
+            self._admit(channel, host, format_address((host, where[1])))
 
     async def _pace(self) -> None:
         """At most ACCEPTS_PER_SECOND: the rest waits in the kernel's queue, and costs us nothing."""
@@ -240,16 +264,14 @@ class Connections:
         if self._allowance < 0:
             await asyncio.sleep(-self._allowance / ACCEPTS_PER_SECOND)
 
-    def _admit(self, channel: socket.socket, address: str) -> None:
+    def _admit(self, channel: socket.socket, host: str, address: str) -> None:
         if len(self._peers) >= MOST_CONNECTIONS:
             oldest = next((peer for peer in self._peers if not peer.known), None)
-            self.refused("limit", oldest.address if oldest else address, f"{MOST_CONNECTIONS} connections are open")
-            if oldest is None:
-                channel.close()
-                return
-            oldest.abort()
-            self.forget(oldest)
-        peer = Peer(self, channel, address)
+            if oldest:  # else all are known, and this one shall hear of the limit
+                self.refused("limit", oldest.address, f"{MOST_CONNECTIONS} connections are open")
+                oldest.abort()
+                self.forget(oldest)
+        peer = Peer(self, channel, host, address)
         self._peers[peer] = None
         peer.task = asyncio.create_task(self._greet(peer, channel))
         peer.task.add_done_callback(peer.greeted)
@@ -299,6 +321,14 @@ class Connections:
                 channel.send(f"{head}\r\nConnection: close\r\n\r\n".encode() + PLAIN_ANSWER)
                 channel.shutdown(socket.SHUT_WR)
         return False
+
+
+def _origin(host: str) -> str:
+    """What one client has: an address, or of IPv6 a network, in which it can make up addresses as it likes."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _keep_alive(channel: socket.socket) -> None:

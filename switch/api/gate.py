@@ -40,9 +40,9 @@ class Peer(Protocol):
 
     address: str
     token: Token | None  # of the request that is being served
-    known: bool  # has presented a token
     answering: bool  # its response has begun
 
+    def introduce(self) -> str: ...
     def begin(self) -> None: ...
     def end(self) -> None: ...
 
@@ -87,7 +87,10 @@ class Gate:
             refusal = _refusal(401, "unauthorized", f"{what}: {reason}; {hint}", "invalid_token" if given else "")
             await refusal(scope, receive, send)
             return
-        peer.known = True
+        if why := peer.introduce():
+            self._refused("limit", peer.address, f"{what}: {why}")
+            await _refusal(429, "limit", f"{what}: {why}")(scope, receive, send)
+            return
         if token.access != "write" and self._needs(scope) == "write":
             self._refused("access", peer.address, f"{what}: token {token.name} may only read")
             words = f"{what}: token {token.name} may only read; this needs one with access: write"
@@ -116,13 +119,12 @@ def _bearer(scope: Scope) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _refusal(status: int, kind: str, message: str, error: str) -> JSONResponse:
-    challenge = 'Bearer realm="switchd"' + (f', error="{error}"' if error else "")
-    return JSONResponse(
-        {"error": {"kind": kind, "message": message, "faults": []}},
-        status,
-        headers={"WWW-Authenticate": challenge, "Connection": "close"},
-    )
+def _refusal(status: int, kind: str, message: str, error: str | None = None) -> JSONResponse:
+    """`error` is what RFC 6750 calls what is wrong with the token, if that is what is wrong."""
+    headers = {"Connection": "close"}
+    if error is not None:
+        headers["WWW-Authenticate"] = 'Bearer realm="switchd"' + (f', error="{error}"' if error else "")
+    return JSONResponse({"error": {"kind": kind, "message": message, "faults": []}}, status, headers=headers)
 
 
 def _dated(peer: Peer, send: Send) -> Send:

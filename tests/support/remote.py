@@ -31,8 +31,10 @@ class Remote:
     def bearer(self, name: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {(self.pki.folder / f'{name}.token').read_text().strip()}"}
 
-    def connect(self, host: str = "127.0.0.1") -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection(host, self.port, timeout=20, context=self.context)
+    def connect(self, host: str = "127.0.0.1", source: str = "") -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(
+            host, self.port, timeout=20, context=self.context, source_address=(source, 0) if source else None
+        )
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, token: str = "ops"

@@ -302,11 +302,45 @@ def test_when_all_are_known_one_more_is_refused(remote: Remote, monkeypatch: pyt
             connection = open_ones.enter_context(contextlib.closing(remote.connect()))
             connection.request("GET", "/v1/events?follow=1", headers=remote.bearer("eye"))
             assert connection.getresponse().status == 200
-        with pytest.raises(OSError):  # noqa: PT011
-            remote.ask("GET", "/v1/ports")
-        wait_until("it is counted", lambda: remote.refused("limit") == 1)
+        status, body, _ = remote.ask("GET", "/v1/ports")
+        assert (status, body["error"]["kind"]) == (429, "limit")
+        assert "2 connections are open, the most there can be" in body["error"]["message"]
+        assert remote.refused("limit") == 1
     wait_until("they are gone", lambda: (found := remote.api.listener.facts()) and found.connections == 0)
     assert remote.ask("GET", "/v1/ports")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "others", "origin"),
+    [
+        ("127.0.0.1:0", "127.0.0.1", "127.0.0.2", "127.0.0.1"),
+        (":0", "::1", "127.0.0.1", "::/64"),
+    ],
+)
+def test_one_address_cannot_take_all_connections(
+    folder: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch, listen: str, host: str, others: str, origin: str
+) -> None:
+    monkeypatch.setattr(connections, "MOST_PER_ADDRESS", 3)
+    with service(folder, pki.section(listen=listen)) as api, contextlib.ExitStack() as open_ones:
+        remote = Remote(api, pki)
+
+        def ask(path: str, source: str = host, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+            connection = remote.connect(source if ":" in source else "127.0.0.1", source)
+            open_ones.callback(connection.close)
+            connection.request("GET", path, headers=remote.bearer("eye") if headers is None else headers)
+            answer = connection.getresponse()
+            return answer.status, None if "follow" in path else json.loads(answer.read())
+
+        for _ in range(3):
+            assert ask("/v1/events?follow=1")[0] == 200
+        status, body = ask("/v1/ports")
+        assert (status, body["error"]["kind"]) == (429, "limit")
+        assert body["error"]["message"] == (
+            f"GET /v1/ports: 3 connections from {origin} are open, the most of one address: close some"
+        )
+        assert ask("/v1/ports", headers={})[0] == 401, "whoever has no token hears nothing of it"
+        assert ask("/v1/ports", source=others)[0] == 200
+        assert remote.refused("limit") == 1
 
 
 def test_connections_come_in_at_a_bounded_rate(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
