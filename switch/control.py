@@ -259,8 +259,8 @@ class Control:
         remote = self._listener.warnings() if self._listener else []
         return [*stuck, *self.datapath.warnings(), *remote, *filter(None, [self._save_failed])]
 
-    def worker_news(self, kind: str, detail: str) -> None:
-        """worker_stuck or worker_recovered, for those who read events."""
+    def news(self, kind: str, detail: str) -> None:
+        """What happened beside all commands, for those who read events: to a worker, to certificate files."""
         self._note(kind, detail=detail)
 
     # ---- ports ----

@@ -203,6 +203,7 @@ class Daemon:
             datapath, config, self._path, machine=self._machine, state_file=state_file, options=options, helper=nics,
             listener=listener,
         )  # fmt: skip
+        listener.tell = control.news
         control.start(state_file.load())
         registry = make_registry(datapath, control.facts)
         url = "off"
@@ -221,7 +222,7 @@ class Daemon:
         self._job(self._saves(control.save, control.changed))
         watch = WorkerWatch(
             datapath.worker_rounds,
-            lambda kind, detail: loop.call_soon_threadsafe(control.worker_news, kind, detail),
+            lambda kind, detail: loop.call_soon_threadsafe(control.news, kind, detail),
         )
         control.stuck = lambda: watch.stuck
         stack.callback(watch.stop)
@@ -234,6 +235,7 @@ class Daemon:
         listener.serve(app)
         await listener.demand(config.control.tcp)
         self._job(listener.keep_trying())
+        self._job(listener.keep_renewing())
         self._say_what_runs(control, options, url, listener.url)
         front = ControlFront(control_socket, app)
         self._job(_every(1.0, front.look, "keeping the control socket"))

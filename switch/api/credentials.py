@@ -19,6 +19,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from switch.config.models import TcpSection, TokenSection
 from switch.config.values import format_address
@@ -52,6 +53,22 @@ class Certificate:
     expires: float  # seconds since 1970
 
 
+Stamp = tuple[tuple[int, ...], ...]
+
+
+def stamp_of(section: TcpSection) -> Stamp:
+    """Changes when somebody writes to one of the certificate files, or puts another in its place."""
+    return tuple(_stamp(file) for file in (section.certificate, section.key, section.client_ca) if file)
+
+
+def _stamp(file: str) -> tuple[int, ...]:
+    try:
+        found = Path(file).stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """Everything that a listener needs, tried."""
@@ -61,6 +78,7 @@ class Credentials:
     certificate: Certificate
     client_ca: bytes  # digest of the file; empty without one
     tokens: tuple[Token, ...]
+    stamp: Stamp  # of the certificate files, before they were read
 
     def match(self, given: str) -> Token | None:
         """Whose token it is. Takes as long for a wrong one as for a right one, whatever they have in common."""
@@ -79,17 +97,20 @@ class Credentials:
         when = "expired" if left < 0 else "expires"
         return (
             f"control.tcp: the certificate in {self.section.certificate} {when} {_date(self.certificate.expires)}; "
-            "renew it, then reload the configuration"
+            "renew it: the new one is taken up by itself"
         )
 
 
-def load_credentials(section: TcpSection) -> Credentials:
-    """Read and try the files that a section names. ConfigError lists everything that is wrong with them."""
+def load_credentials(section: TcpSection, tokens: tuple[Token, ...] | None = None) -> Credentials:
+    """Read and try the files that a section names. ConfigError lists everything that is wrong with them. With `tokens`,
+    those stay as they are, and their files are not looked at."""
     faults = _Faults()
+    stamp = stamp_of(section)
     certificate = faults.read("certificate", section.certificate)
     key = faults.read("key", section.key, secret=True)
     client_ca = faults.read("client_ca", section.client_ca) if section.client_ca else b""
-    tokens = list(_tokens(section.tokens, faults))
+    if tokens is None:
+        tokens = tuple(_tokens(section.tokens, faults))
     if certificate:
         faults.check_pem("certificate", section.certificate, certificate, b"CERTIFICATE")
     if key:
@@ -121,7 +142,7 @@ def load_credentials(section: TcpSection) -> Credentials:
             )
     if faults.found or seen is None:
         raise ConfigError(faults.found)
-    return Credentials(section, context, seen, _digest(client_ca) if client_ca else b"", tuple(tokens))
+    return Credentials(section, context, seen, _digest(client_ca) if client_ca else b"", tokens, stamp)
 
 
 def changes(old: Credentials, new: Credentials) -> tuple[Change, ...]:

@@ -5,6 +5,10 @@ Theory of operation. New credentials hold for the next connection, and those tha
 came with a token that is no more. What goes wrong here stays here: the switch starts and runs without this listener,
 which is tried again until it works.
 
+Certificates are short-lived, and programs renew their files at any hour: files that changed are taken up by themselves.
+A pair of files is replaced one after the other, so they are read when two looks found the same. Whoever may come in is
+another matter, and a person's: tokens stay until somebody reloads.
+
 A change has two phases, so that applying a configuration stays all or nothing: `prepare` reads the files and binds the
 address, `commit` puts both in place and cannot fail, `discard` forgets them.
 """
@@ -14,13 +18,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 
 from switch.api.addresses import listen_tcp, takes_over
 from switch.api.connections import Connections
-from switch.api.credentials import Credentials, changes, load_credentials
+from switch.api.credentials import Credentials, Stamp, changes, load_credentials, stamp_of
 from switch.config.models import TcpSection
 from switch.config.values import format_address
 from switch.errors import SwitchError
@@ -30,6 +35,7 @@ from switch.plan import AddListener, DelListener, SetListener, Step
 log = logging.getLogger("switch.api")
 
 RETRY = 10.0  # seconds between two tries to open what could not be opened
+LOOK = 5.0  # seconds between two looks at the certificate files
 
 
 @dataclass(slots=True)
@@ -51,6 +57,10 @@ class TcpListener:
         self._accepting: list[asyncio.Task[None]] = []
         self._connections = Connections(lambda: self._credentials)
         self._failed = ""  # why what is wanted is not open
+        self._not_renewed = ""  # why the files that are there now are not used
+        self._last_look: Stamp = ()
+        self.tell: Callable[[str, str], object] = lambda kind, detail: None
+        """Of what happened by itself: the kind of an event, and its detail."""
         self._trying = asyncio.Lock()  # two that bind an address at once would be in each other's way
 
     # ---- life ----
@@ -94,6 +104,54 @@ class TcpListener:
                 else:
                     self.discard(prepared)  # somebody applied another configuration meanwhile
 
+    async def keep_renewing(self) -> None:
+        """For ever: take up certificate files that changed."""
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking at the certificate files failed")
+
+    async def look(self) -> None:
+        """Once in LOOK seconds."""
+        async with self._trying:
+            old = self._credentials
+            if old is None:
+                return
+            last, self._last_look = self._last_look, await asyncio.to_thread(stamp_of, old.section)
+            if self._last_look == old.stamp:
+                self._not_renewed = ""
+                return
+            if self._last_look != last:
+                return  # somebody is at it
+            try:
+                new = await asyncio.to_thread(load_credentials, old.section, old.tokens)
+            except SwitchError as error:
+                self._refuse_renewal(str(error))
+                return
+            if self._credentials is not old:
+                return  # a configuration was applied meanwhile
+            self.commit(Prepared(new, None))
+            if differences := changes(old, new):
+                detail = SetListener(format_address(new.section.listen), differences).describe()
+                log.info("%s", detail)
+                self.tell("config_changed", detail)
+
+    def _refuse_renewal(self, why: str) -> None:
+        if self._not_renewed == why:
+            return
+        self._not_renewed = why
+        for line in self._renewal_warnings():
+            log.warning("%s", line)
+        self.tell("config_refused", "; ".join(self._renewal_warnings()))
+
+    def _renewal_warnings(self) -> list[str]:
+        return [
+            f"the certificate files changed and are not used, those of before stay: {line}"
+            for line in self._not_renewed.splitlines()
+        ]
+
     async def prepare(self, section: TcpSection | None) -> Prepared:
         """Everything that can fail. What does not work already, and shall stay the same, is no reason to refuse the
         rest of a configuration."""
@@ -131,7 +189,7 @@ class TcpListener:
             self._wanted, self._failed = None, ""
             return
         old, new = self._credentials, prepared.credentials
-        self._wanted, self._failed = new.section, ""
+        self._wanted, self._failed, self._not_renewed = new.section, "", ""
         self._credentials = new
         if prepared.sockets is not None:
             self._stop_listening()
@@ -175,7 +233,8 @@ class TcpListener:
     def warnings(self) -> list[str]:
         """Sentences that a person should read."""
         failed = [f"the API is not served over TCP: {line}" for line in self._failed.splitlines()]
-        return [*failed, *filter(None, [self._credentials.warning() if self._credentials else ""])]
+        expiry = self._credentials.warning() if self._credentials else ""
+        return [*failed, *self._renewal_warnings(), *filter(None, [expiry])]
 
     def step(self, prepared: Prepared) -> Step | None:
         """What committing it would change, for `plan`."""

@@ -67,6 +67,7 @@ class Service:
         self.datapath = MemoryDatapath()
         self.listener = TcpListener()
         self.control = make_control(folder, self.datapath, self.text(tcp), listener=self.listener)
+        self.listener.tell = self.control.news
         self._loop = asyncio.new_event_loop()
         self._claimed = claim_socket(self.socket, 0o660, None)
         registry = make_registry(self.datapath, self.control.facts)

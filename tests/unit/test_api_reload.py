@@ -34,20 +34,104 @@ def remote(folder: Path, pki: Pki) -> Iterator[Remote]:
         yield Remote(api, pki)
 
 
-def test_a_new_certificate_holds_for_the_next_connection(remote: Remote) -> None:
-    def serial() -> object:
-        with remote.raw() as plain, remote.context.wrap_socket(plain, server_hostname="localhost") as channel:
-            return (channel.getpeercert() or {})["serialNumber"]
+def serial(remote: Remote) -> object:
+    """Of the certificate that the next connection gets."""
+    with remote.raw() as plain, remote.context.wrap_socket(plain, server_hostname="localhost") as channel:
+        return (channel.getpeercert() or {})["serialNumber"]
 
-    before = serial()
+
+def test_a_new_certificate_holds_for_the_next_connection(remote: Remote) -> None:
+    before = serial(remote)
     with remote.following("eye") as answer:
         remote.pki.issue("server", "DNS:localhost", "IP:127.0.0.1", "IP:::1")
         (step,) = remote.apply(remote.pki.section())["steps"]
         assert step["step"] == "SetListener"
         assert [change["field"] for change in step["changes"]] == ["certificate"]
-        assert serial() != before
+        assert serial(remote) != before
         assert remote.goes_on(answer)
     assert remote.apply(remote.pki.section())["steps"] == []
+
+
+def look(remote: Remote) -> list[str]:
+    """Two looks at the files, as the daemon does them; which events there are then."""
+    for _ in range(2):
+        remote.api.call(remote.api.listener.look())
+    events = remote.api.ask("GET", "/v1/events?kind=config")[1]["events"]
+    return [f"{event['kind']}: {event['detail']}" for event in events]
+
+
+def test_a_renewed_certificate_is_taken_up_by_itself(remote: Remote) -> None:
+    before = serial(remote)
+    assert look(remote) == []
+    with remote.following("eye") as answer:
+        remote.pki.issue("server", "DNS:localhost", "IP:127.0.0.1", "IP:::1")
+        remote.api.call(remote.api.listener.look())
+        assert serial(remote) == before, "one look is not enough: another file may follow"
+        (event,) = look(remote)
+        assert event.startswith("config_changed: set listener control.tcp at 127.0.0.1:0: certificate ")
+        assert event.endswith("(new content)")
+        assert serial(remote) != before
+        assert remote.goes_on(answer)
+    assert len(look(remote)) == 1
+    assert remote.apply(remote.pki.section())["steps"] == []
+
+
+def test_a_renewal_by_a_link_that_moves(folder: Path) -> None:
+    """As Kubernetes does it: certificate and key behind one link, which is replaced as a whole."""
+    generations = [Pki(folder / name) for name in ("one", "two")]
+    for generation in generations:
+        generation.section()
+    current = folder / "current"
+    current.symlink_to("one")
+    names = {"certificate": str(current / "server.pem"), "key": str(current / "server.key")}
+    with service(folder, generations[0].section(**names)) as api:
+        before = serial(Remote(api, generations[0]))
+        (folder / "next").symlink_to("two")
+        (folder / "next").rename(current)
+        remote = Remote(api, generations[1])
+        assert len(look(remote)) == 1
+        assert serial(remote) != before
+
+
+@pytest.mark.parametrize("broken", ["half a pair", "gone", "empty", "readable by all"])
+def test_a_broken_renewal_keeps_what_was_there(folder: Path, broken: str) -> None:
+    pki = Pki(folder / "pki")
+    with service(folder, pki.section()) as api:
+        remote = Remote(api, pki)
+        before = serial(remote)
+        key = pki.folder / "server.key"
+        good = key.read_text()
+        if broken == "half a pair":
+            key.write_text(pki.issue("other").with_suffix(".key").read_text())
+        elif broken == "gone":
+            key.unlink()
+        elif broken == "empty":
+            key.write_text("")
+        else:
+            key.write_text(good)
+            key.chmod(0o644)
+        (event,) = look(remote)
+        assert event.startswith("config_refused: the certificate files changed and are not used, those of before stay")
+        assert str(key) in event
+        assert len(look(remote)) == 1, "said once"
+        assert serial(remote) == before
+        assert any("are not used" in line for line in remote.ask("GET", "/v1/show")[1]["warnings"])
+        assert remote.api.control.apply_success
+        key.unlink(missing_ok=True)
+        key.touch(mode=0o600)
+        key.write_text(good)
+        assert look(remote)[1:] == [], "the same pair as before: nothing changed"
+        assert not any("are not used" in line for line in remote.ask("GET", "/v1/show")[1]["warnings"])
+
+
+def test_a_renewal_leaves_tokens_to_a_reload(remote: Remote) -> None:
+    old = remote.bearer("eye")
+    remote.pki.token("eye")
+    remote.pki.issue("server", "DNS:localhost", "IP:127.0.0.1", "IP:::1")
+    assert len(look(remote)) == 1
+    assert remote.ask("GET", "/v1/ports", headers=old)[0] == 200
+    remote.apply(remote.pki.section())
+    assert remote.ask("GET", "/v1/ports", headers=old)[0] == 401
 
 
 def test_a_token_that_is_no_more_closes_what_came_with_it(remote: Remote) -> None:
