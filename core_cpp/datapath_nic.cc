@@ -17,29 +17,35 @@ Result<NicSeat*> Datapath::nic_seat(const std::string& name) {
 }
 
 Result<NicMemory> Datapath::nic_reserve(const std::string& name, uint32_t mtu) {
-  const Guard guard(control_.mutex());
+  const auto held = hold();
+  if (!held) return held.error();
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   return (*seat)->reserve(mtu);
 }
 
 Result<int> Datapath::nic_attach(const std::string& name, const NicHandles& handles) {
-  const Guard guard(control_.mutex());
+  const auto held = hold();
+  if (!held) return held.error();
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
+  if (auto passing = crew_.check(); !passing) return passing.error();
   return (*seat)->attach(handles);
 }
 
 Result<void> Datapath::nic_detach(const std::string& name, const std::string& why) {
-  const Guard guard(control_.mutex());
+  const auto held = hold();
+  if (!held) return held.error();
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
+  if (auto passing = crew_.check(); !passing) return passing.error();
   (*seat)->detach(why);
   return {};
 }
 
 Result<void> Datapath::nic_link(const std::string& name, bool up, const std::string& why) {
-  const Guard guard(control_.mutex());
+  const auto held = hold();
+  if (!held) return held.error();
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   (*seat)->set_link(up, why);
@@ -47,7 +53,7 @@ Result<void> Datapath::nic_link(const std::string& name, bool up, const std::str
 }
 
 Result<std::string> Datapath::nic_fault(const std::string& name) {
-  const Guard guard(control_.mutex());
+  const Look look(control_.mutex().looking());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   return (*seat)->fault();
