@@ -103,6 +103,13 @@ FAMILIES: dict[str, Family] = {
             "Notifications (eventfd writes) that the switch sent to the port's peer.",
         ),
         _family(
+            "switch_port_lines_far",
+            "gauge",
+            "port direction queue",
+            "1 while cache lines between the guest and its worker take as long as from memory, because their CPUs "
+            "share no last-level cache, 0 while they take less. Only of guests whose longer frames were looked at.",
+        ),
+        _family(
             "switch_port_drops_total",
             "counter",
             "port direction reason",
@@ -296,6 +303,10 @@ def render(stats: Stats, statuses: Sequence[PortStatus], facts: ControlFacts) ->
                 "socket_owner": spec.socket_owner if spec and spec.socket else "",
             },
         )
+        for ring in status.rings:
+            if far := ring.facts.get("far"):
+                ends = [status.name, ring.name[:2], ring.name[2:]]  # "rx0", "tx0"
+                sheet.add("switch_port_lines_far", ends, 1 if far == "yes" else 0)
         for event, count in sorted(status.counters.items()):
             sheet.add("switch_port_kind_events_total", [status.name, event], count)
     for port in stats.ports:

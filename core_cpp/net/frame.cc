@@ -34,7 +34,8 @@ void move_front(Frame& frame, int delta) {
 
 }  // namespace
 
-void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t bytes) {
+void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t bytes,
+                     void (*copy)(uint8_t* to, const uint8_t* from, size_t bytes)) {
   if (offset < frame.head_len) {
     const uint32_t part = std::min<uint32_t>(bytes, frame.head_len - offset);
     std::memcpy(to, frame.data() + offset, part);
@@ -50,7 +51,7 @@ void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t 
       continue;
     }
     const uint32_t part = std::min(bytes, segment->len - offset);
-    std::memcpy(to, segment->data + offset, part);
+    copy(to, segment->data + offset, part);
     to += part;
     bytes -= part;
     offset = 0;

@@ -79,8 +79,12 @@ struct Batch {
   }
 };
 
-// Copy frame bytes [offset, offset + bytes) to `to`, head first, then segments. Needs offset + bytes <= frame.len.
-void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t bytes);
+inline void plain_copy(uint8_t* to, const uint8_t* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
+// Copy frame bytes [offset, offset + bytes) to `to`, head first, then segments, these by `copy`. Needs offset + bytes <=
+// frame.len.
+void copy_from_frame(const Frame& frame, uint32_t offset, uint8_t* to, uint32_t bytes,
+                     void (*copy)(uint8_t* to, const uint8_t* from, size_t bytes) = plain_copy);
 
 // Make the frame leave with / without an 802.1Q tag. Both can be applied in any order any number of times (a flooded
 // frame leaves tagged here and untagged there). Offsets in `vnet` move along. Needs head_len >= 14 (18 if tagged). A

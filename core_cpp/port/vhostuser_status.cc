@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <string_view>
 
+#include "base/clock.h"
 #include "port/vhostuser.h"
 #include "vhost_user/features.h"
 #include "virtio/spec.h"
@@ -139,6 +140,11 @@ void VhostUserPort::describe_rings(PortStatus& status) const {
     facts["call_fd"] = yes_no(ring.wish.call != nullptr);
     if (!ring.waiting.empty()) facts["waiting"] = ring.waiting;
     const DeviceRing* live = ring.live();
+    if (const uint32_t ticks = live != nullptr ? live->line_ticks() : 0; ticks != 0) {
+      const uint32_t far_ticks = LineWatch::default_far_ticks();
+      facts["line_ns"] = std::to_string(uint64_t{ticks} * 1'000'000'000U / tsc_hz());
+      facts["far"] = yes_no(far_ticks != 0 && ticks >= far_ticks);
+    }
     const std::string broken = live != nullptr ? live->broken() : ring.broken;
     if (!broken.empty()) facts["broken"] = broken;
     status.rings.push_back(std::move(shown));

@@ -13,6 +13,7 @@
 #include "base/event_signal.h"
 #include "net/queue.h"
 #include "virtio/guest_memory.h"
+#include "virtio/line_watch.h"
 
 namespace sw {
 
@@ -48,6 +49,7 @@ struct DeviceRingConfig {
   std::shared_ptr<DirtyLog> log;          // non-null while VHOST_F_LOG_ALL
   uint64_t log_used_guest = 0;            // guest address of the device area for the log, if log_used
   bool log_used = false;                  // VHOST_VRING_F_LOG on this ring
+  uint32_t far_ticks = LineWatch::default_far_ticks();  // of a cache line that comes from far; 0: none does
 };
 
 // Bytes of ring memory for `size` entries; alignment 16/2/4 (split), 16/4/4 (packed). virtio 1.3 2.7, 2.8.
@@ -67,6 +69,9 @@ class DeviceRing {
   virtual void signal_now() = 0;  // write the call eventfd whatever the suppression says: on start, after a restart
   // Buffers that broke a rule (bad address, direction, loop) and were returned empty. Any thread.
   [[nodiscard]] virtual uint64_t malformed() const = 0;
+  // How long the cache lines of frame bodies take to come from the guest, or to be taken away from it where frames go to
+  // it, in ticks (line_watch.h); 0: not known yet. Any thread.
+  [[nodiscard]] virtual uint32_t line_ticks() const = 0;
 };
 
 class DeviceRx : public RxQueue, public DeviceRing {

@@ -6,7 +6,7 @@
 // descriptors into pointers and prefetch the first lines of every payload; load the heads. The common chain, one readable
 // descriptor, takes a short path in both; anything else (several descriptors, indirect tables, buffers across regions)
 // is gathered into the batch's segment pool. The virtio-net header is read only if an offload was negotiated: it usually
-// lies in a line of its own.
+// lies in a line of its own. If lines come from far, those of the bodies are given back before release (line_watch.h).
 #pragma once
 
 #include <algorithm>
@@ -14,9 +14,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/cache_line.h"
 #include "virtio/copy.h"
 #include "virtio/device_chain.h"
 #include "virtio/device_queue.h"
+#include "virtio/line_watch.h"
 #include "virtio/net_header.h"
 
 namespace sw {
@@ -33,9 +35,11 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   DeviceRxImpl(const DeviceRingConfig& config, QueueCounters& counters, RingArgs... ring_args)
       : Base(config, counters, ring_args...),
         max_frame_bytes_(std::min(config.max_frame_bytes, kMaxFrameBytes)),
-        rules_(driver_offloads(config.features)) {}
+        rules_(driver_offloads(config.features)),
+        bodies_(config.far_ticks) {}
 
   bool peek(Batch& batch, PortWorkerCounters& drops) override {
+    batch_ = &batch;
     if (injected_count_ != 0) [[unlikely]] {
       return deliver_injected(batch);
     }
@@ -43,6 +47,8 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     staged_count_ = 0;
     const uint32_t taken = stage(batch, drops);
     if (taken == 0) return false;
+    if (bodies_.due()) [[unlikely]]
+      look_at_body(batch);
     this->counters_->frames.add(taken);
     this->counters_->bytes.add(fill(batch, drops));
     if (!this->enabled_) [[unlikely]] {  // vhost-user "Ring states": a started but disabled ring discards
@@ -52,7 +58,12 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     return true;
   }
 
-  void release() override { ring_.publish(); }
+  void release() override {
+    if (bodies_.far()) [[unlikely]]
+      give_back_bodies(*batch_);
+    ring_.publish();
+  }
+  [[nodiscard]] uint32_t line_ticks() const override { return bodies_.ticks(); }
 
   bool arm() override {
     if (injected_count_ != 0) return true;
@@ -198,6 +209,18 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     return bytes;
   }
 
+  // How far is the last whole line of a staged frame's body, the one that prefetchers reach last?
+  [[gnu::noinline, gnu::cold]] void look_at_body(const Batch& batch) {
+    constexpr uint32_t kLeast = kHeadBytes + kLeastBody;
+    for (uint32_t i = 0; i < staged_count_ && bodies_.wants_line(); ++i) {
+      const Frame& staged = batch.frames[i];
+      const Segment last = staged.body.data != nullptr ? Segment{staged.body.data, staged.len}
+                                                       : staged.segments[staged.segment_count - 1];
+      if (last.len >= kLeast) return bodies_.note(ticks_of_load(line_of(last.data + last.len) - kLineBytes));
+    }
+    bodies_.note_none();
+  }
+
   // Header and head may be spread over any number of pieces, at any boundary (virtio 1.3 2.7.4).
   void fill_from_pieces(Batch& batch, const Frame& staged, Frame& frame, VnetHeader& header) {
     Segment* piece = &batch.segments[static_cast<size_t>(staged.segments - batch.segments.data())];
@@ -243,7 +266,9 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
 
   const uint32_t max_frame_bytes_;
   const OffloadRules rules_;
-  uint32_t staged_count_ = 0;  // frames of the batch between stage() and fill(): length and where the payload is
+  LineWatch bodies_;
+  const Batch* batch_ = nullptr;  // of the last peek
+  uint32_t staged_count_ = 0;     // frames of the batch between stage() and fill(): length and where the payload is
   uint32_t injected_count_ = 0;
   std::array<Injected, 4> injected_;
 };

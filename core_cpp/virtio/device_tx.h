@@ -5,7 +5,8 @@
 // then each frame is written to its buffer: header, head, body. A frame that does not fit one writable
 // descriptor takes the long path: its buffers (several with VIRTIO_NET_F_MRG_RXBUF) are gathered first and taken only
 // if all of them are there, because they must be returned together. The virtio-net header is compared before it is
-// written: in a steady flow it does not change, and its cache line then stays with the guest.
+// written: in a steady flow it does not change, and its cache line then stays with the guest. If lines go far,
+// bodies are written past the cache (line_watch.h).
 #pragma once
 
 #include <algorithm>
@@ -14,10 +15,12 @@
 #include <cstring>
 
 #include "base/bytes.h"
+#include "base/cache_line.h"
 #include "virtio/copy.h"
 #include "virtio/device_chain.h"
 #include "virtio/device_queue.h"
 #include "virtio/dirty_log.h"
+#include "virtio/line_watch.h"
 
 namespace sw {
 
@@ -43,7 +46,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
  public:
   template <class... RingArgs>
   DeviceTxImpl(const DeviceRingConfig& config, QueueCounters& counters, RingArgs... ring_args)
-      : Base(config, counters, ring_args...), log_(config.log) {
+      : Base(config, counters, ring_args...), log_(config.log), bodies_(config.far_ticks) {
     this->caps_ = device_tx_caps(config.features);
   }
 
@@ -51,6 +54,9 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     if (!this->enabled_) [[unlikely]] {
       return 0;
     }
+    if (bodies_.due()) [[unlikely]]
+      begin_look();
+    far_or_look_ = bodies_.far() || looking_;
     const auto wanted = static_cast<uint32_t>(index.size());
     uint32_t done = 0;
     sent_ = 0;
@@ -64,11 +70,14 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       if (!send_long(batch.frames[index[done]], drops)) break;
       ++done;
     }
+    if (far_or_look_) [[unlikely]]
+      end_far();
     ring_.publish();
     this->counters_->frames.add(sent_);
     this->counters_->bytes.add(sent_bytes_);
     return done;
   }
+  [[nodiscard]] uint32_t line_ticks() const override { return bodies_.ticks(); }
 
  private:
   // Descriptors looked at in one send beyond the simple ones.
@@ -126,13 +135,15 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     return taken;
   }
 
-  static void write_frame(uint8_t* at, const Frame& frame) {
+  void write_frame(uint8_t* at, const Frame& frame) {
     copy_short(at, frame.data(), frame.head_len);
     const uint32_t left = frame.len - frame.head_len;
     if (left != 0) write_body(at + frame.head_len, frame.segments, left);
   }
   // Apart, so that the loop over short frames keeps its registers.
-  [[gnu::noinline]] static void write_body(uint8_t* at, const Segment* segment, uint32_t left) {
+  [[gnu::noinline]] void write_body(uint8_t* at, const Segment* segment, uint32_t left) {
+    if (far_or_look_) [[unlikely]]
+      return write_far_body(at, segment, left);
     if (segment->len == left) [[likely]] {
       std::memcpy(at, segment->data, left);
       return;
@@ -142,6 +153,15 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
       at += segment->len;
       left -= segment->len;
     }
+  }
+
+  [[gnu::noinline, gnu::cold]] void write_far_body(uint8_t* at, const Segment* segment, uint32_t left) {
+    auto* copy = plain_copy;
+    if (left >= kLeastBody) {
+      look_at(at, left);
+      if (bodies_.far()) copy = stream_copy;
+    }
+    for (; left != 0; at += segment->len, left -= segment->len, ++segment) copy(at, segment->data, segment->len);
   }
 
   // Without offloads every frame of every lap has the same header: compare, write only what differs.
@@ -237,11 +257,33 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
         filled = std::min(piece->len, header_bytes_ - at);
         std::memcpy(piece->data, header_raw + at, filled);
       }
-      if (filled < piece->len)
-        copy_from_frame(frame, at + filled - header_bytes_, piece->data + filled, piece->len - filled);
+      if (filled < piece->len) {
+        const uint32_t left = piece->len - filled;
+        if (far_or_look_ && left >= kLeastBody) [[unlikely]]
+          look_at(piece->data + filled, left);
+        copy_from_frame(frame, at + filled - header_bytes_, piece->data + filled, left,
+                        bodies_.far() ? stream_copy : plain_copy);
+      }
       if constexpr (kLog) log_->mark(piece->guest, piece->len);
       at += piece->len;
     }
+  }
+
+  // How far are the lines that the guest read? Seen in one send, in the first body that is long enough.
+  [[gnu::noinline, gnu::cold]] void begin_look() {
+    looking_ = bodies_.wants_line();
+    if (!looking_) bodies_.note_none();
+  }
+  // `bytes` from `at` on are about to be written.
+  void look_at(uint8_t* at, uint32_t bytes) {
+    if (!looking_) return;
+    looking_ = false;
+    bodies_.note(ticks_of_store(at + bytes - kLineBytes));
+  }
+  [[gnu::noinline, gnu::cold]] void end_far() {
+    stream_fence();  // what was copied past the cache is there before publish() says so
+    if (looking_) bodies_.note_none();
+    looking_ = false;
   }
 
   void count_sent(const Frame& frame) {
@@ -250,7 +292,10 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   }
 
   const std::shared_ptr<DirtyLog> log_;  // non-null if kLog
-  uint32_t sent_ = 0;                    // of the send() under way
+  LineWatch bodies_;
+  bool looking_ = false;      // a line is wanted for bodies_
+  bool far_or_look_ = false;  // either, since this send() began: one test for frames of every day
+  uint32_t sent_ = 0;         // of the send() under way
   uint64_t sent_bytes_ = 0;
   uint32_t steps_ = 0;
   std::array<WritePiece, kMaxChain> pieces_;

@@ -150,7 +150,11 @@ class MemoryDatapath:
             detail=detail,
             facts={"socket": spec.socket} if spec.socket else {},
             counters={"reconnects": 0},
-            rings=[RingStatus("rx0", {"size": "256"}), RingStatus("tx0", {"size": "256"})],
+            rings=[
+                RingStatus("rx0", {"size": "256", "far": "yes"}),
+                RingStatus("tx0", {"size": "256", "far": "no"}),
+                RingStatus("tx1", {}),
+            ],
         )
 
     def stats(self) -> Stats:

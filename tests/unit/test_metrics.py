@@ -64,6 +64,11 @@ def test_values_carry_the_promised_labels(datapath: MemoryDatapath) -> None:
     assert found["switch_config_hash_info"] == {(("hash", "abc123"),): 1}
     assert found["switch_restarts_total"] == {(): 2}
     assert found["switch_api_refused_total"][("reason", "token"),] == 7
+    assert found["switch_port_lines_far"] == {
+        (("direction", direction), ("port", port), ("queue", "0")): far
+        for port in ("vm1", "up")
+        for direction, far in (("rx", 1), ("tx", 0))
+    }
     assert found["switch_worker_busy_seconds_total"][("worker", "1"),] == 1.5
 
 

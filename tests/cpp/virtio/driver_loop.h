@@ -22,6 +22,7 @@ using Bytes = std::vector<uint8_t>;
 struct LoopOptions {
   uint64_t features = 0;
   uint16_t size = 64;
+  uint32_t far_ticks = LineWatch::default_far_ticks();  // of the device's rings
 };
 
 // Every combination of ring format, event index, in-order, mergeable and header that a driver can ask for.
@@ -111,6 +112,7 @@ class Loop {
       made_config.memory = *memory;
       made_config.base = has_feature(options.features, VIRTIO_F_RING_PACKED) ? 0x8000 : 0;
       made_config.call_fd = shared.rings()[ring].call.get();
+      made_config.far_ticks = options.far_ticks;
       made_config.kick_fd = shared.rings()[ring].kick.get();
       return made_config;
     };
