@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import urllib.parse
@@ -20,6 +21,7 @@ from tests.interop.process import Process, wait_until
 from tests.interop.switchd import Switchd, free_port, vhost_port
 from tests.interop.test_testpmd import MAC_A, MAC_B, exchange
 from tests.interop.testpmd import VirtioUser
+from tests.support.pki import Pki
 from tests.unit.test_grafana import GRAFANA, expressions
 
 pytestmark = pytest.mark.interop
@@ -34,12 +36,7 @@ class Lab:
     url: str
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        address = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            body = json.load(answer)
-        assert body["status"] == "success", body
-        found: list[dict[str, Any]] = body["data"]["result"]
-        return found
+        return answers(self.url, expression)
 
 
 def promtool(*arguments: str | Path, text: str | None = None) -> str:
@@ -51,25 +48,46 @@ def promtool(*arguments: str | Path, text: str | None = None) -> str:
     return done.stdout + done.stderr
 
 
+@contextlib.contextmanager
+def prometheus(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Process, str]]:
+    """One that runs with this configuration, and its address."""
+    program = needs.program("prometheus", "prometheus")
+    listen = free_port()
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    command = [
+        program, f"--config.file={file}", f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{listen}",
+    ]  # fmt: skip
+    process = Process(command, folder / "prometheus.log")
+    try:
+        yield process, f"http://127.0.0.1:{listen}"
+    finally:
+        process.stop()
+
+
+def asked(url: str, path: str) -> Any:
+    with urllib.request.urlopen(f"{url}/api/v1/{path}", timeout=10) as answer:
+        body = json.load(answer)
+    assert body["status"] == "success", body
+    return body["data"]
+
+
+def answers(url: str, expression: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = asked(url, f"query?{urllib.parse.urlencode({'query': expression})}")["result"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def lab(module_folder: Path, cpus: tuple[int, int]) -> Iterator[Lab]:
-    program = needs.program("prometheus", "prometheus")
     ports = [vhost_port(name, module_folder / f"{name}.sock") for name in ("a", "b")]
+    config = yaml.safe_load((GRAFANA / "prometheus/prometheus.yml").read_text())
+    config["rule_files"] = [str(GRAFANA / "prometheus/rules.yml")]
     with Switchd(module_folder, ports) as switch:
-        listen = free_port()
-        config = yaml.safe_load((GRAFANA / "prometheus/prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        config["rule_files"] = [str(GRAFANA / "prometheus/rules.yml")]
         config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{switch.metrics_port}"]
-        file = module_folder / "prometheus.yml"
-        file.write_text(yaml.safe_dump(config))
-        command = [
-            program, f"--config.file={file}", f"--storage.tsdb.path={module_folder}/data",
-            f"--web.listen-address=127.0.0.1:{listen}",
-        ]  # fmt: skip
-        process = Process(command, module_folder / "prometheus.log")
-        try:
-            made = Lab(switch, f"http://127.0.0.1:{listen}")
+        with prometheus(module_folder, config) as (process, url):
+            made = Lab(switch, url)
 
             def scraped() -> bool:
                 process.check()
@@ -80,8 +98,52 @@ def lab(module_folder: Path, cpus: tuple[int, int]) -> Iterator[Lab]:
 
             wait_until("Prometheus has scraped the switch", scraped, 30.0)
             yield made
-        finally:
-            process.stop()
+
+
+def documented_scrape() -> dict[str, Any]:
+    """The scrape of a switch on another machine, as docs/metrics.md has it."""
+    text = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
+    config: dict[str, Any] = yaml.safe_load(text.split("```yaml\n")[-1].split("```")[0])
+    return config
+
+
+@pytest.mark.parametrize(
+    ("token", "ca", "health", "said"),
+    [
+        ("eye", "ca", "up", ""),
+        ("ops", "ca", "up", ""),
+        ("nobody", "ca", "down", "401 Unauthorized"),
+        ("eye", "other", "down", "certificate"),
+    ],
+)
+def test_a_scrape_over_tls_with_a_token(
+    folder: Path, cpus: tuple[int, int], token: str, ca: str, health: str, said: str
+) -> None:
+    pki = Pki(folder / "pki")
+    section = pki.section(listen=f"127.0.0.1:{free_port()}")
+    pki.token("nobody")
+    pki.authority("other")
+    switch = Switchd(folder, [vhost_port("a", folder / "a.sock")])
+    switch.config["control"]["tcp"] = section
+    switch.config["metrics"] = {"listen": "off"}
+    config = documented_scrape()
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [section["listen"]]}]
+    job["authorization"]["credentials_file"] = str(pki.folder / f"{token}.token")
+    job["tls_config"]["ca_file"] = str(pki.folder / f"{ca}.pem")
+    with switch, prometheus(folder, config) as (process, url):
+
+        def target() -> Any:
+            process.check()
+            try:
+                (found,) = asked(url, "targets")["activeTargets"]
+            except (OSError, ValueError):
+                return None
+            return found if found["health"] == health else None
+
+        found = wait_until(f"the target is {health}", target, 60.0)
+        assert said in found["lastError"]
+        assert len(answers(url, 'switch_port_up{port="a"}')) == (health == "up")
 
 
 def test_the_exposition_is_well_formed(lab: Lab) -> None:
