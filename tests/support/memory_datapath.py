@@ -86,11 +86,11 @@ class MemoryDatapath:
     def warnings(self) -> list[str]:
         return ["no huge pages: normal pages are used; set vm.nr_hugepages"]
 
-    def add_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
     def check_workers(self) -> None:
         for worker in self.stuck:
             raise WorkerStuck(worker, f"worker {worker} does not go round its queues, so this was not done")
 
+    def add_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
         self.calls.append(("add_bridge", name))
         if name in self.bridges:
             raise SwitchError(f"bridge {name} exists already")
