@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench import machine
+from bench import distance, machine
 from bench.cases import Case
 from bench.generator import Generator, Interval, interval
 from bench.numbers import median, spread
@@ -38,7 +38,20 @@ class Outcome:
     steal: list[float] = field(default_factory=list)
     foreign: list[float] = field(default_factory=list)  # CPU time that others took from switch and load
     noisy: int = 0  # rounds that were measured again
+    distance: list[str] = field(default_factory=list)  # of the two CPUs: distance.py
     still_noisy: int = 0  # rounds that stayed noisy and count all the same
+
+    def of_rounds(self, numbers: Sequence[int]) -> Outcome:
+        """As if there had been these rounds only; how many were noisy is told of all."""
+
+        def chosen(values: list[float]) -> list[float]:
+            return [values[number] for number in numbers if number < len(values)]
+
+        return replace(
+            self, mpps=chosen(self.mpps), gbits=chosen(self.gbits), loss=chosen(self.loss), cycles=chosen(self.cycles),
+            generator_busy=chosen(self.generator_busy), steal=chosen(self.steal), foreign=chosen(self.foreign),
+            distance=[self.distance[number] for number in numbers],
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         def rounded(values: list[float], digits: int) -> list[float]:
@@ -123,14 +136,18 @@ def measure_window(switch: Switch, generator: Generator, seconds: float) -> Wind
 def measure_rate(
     case: Case, switches: Sequence[Switch], rounds: int, seconds: float, others: Mapping[str, Case] | None = None
 ) -> dict[str, Outcome]:
-    """As many frames as go, both ways."""
+    """As many frames as go, both ways. More rounds than `rounds`, at most twice as many, if too few were NEAR."""
     outcomes = {switch.label: Outcome() for switch in switches}
     with on_switches(case, switches, others=others) as generators:
-        for number in range(rounds):
+        for number in range(2 * rounds):
+            near = distance.rounds_of(distance.common({k: v.distance for k, v in outcomes.items()}), distance.NEAR)
+            if number >= rounds and len(near) >= min(rounds, distance.NEAR_ROUNDS):
+                break
             # A B C, then C B A: what drifts hits the first and the last alike.
             for switch in switches if number % 2 == 0 else reversed(switches):
                 generator = generators[switch.label]
                 outcome = outcomes[switch.label]
+                before = distance.measure()
                 switch.resume()
                 generator.run()
                 time.sleep(FIRST_WARM_UP + case.pairs / 200_000 if number == 0 else WARM_UP)
@@ -144,6 +161,7 @@ def measure_rate(
                 generator.rest()
                 switch.pause()
                 _note(switch, outcome, window)
+                outcome.distance.append(before if distance.measure() == before else distance.MOVED)
     return outcomes
 
 

@@ -22,7 +22,7 @@ COLOURS = {"ours": "#1b6ca8", "ovs": "#c9622b", "testpmd": "#8a8a8a"}
 
 
 def switches_of(case: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in case.items() if isinstance(value, Mapping)]
+    return [name for name, value in case.items() if isinstance(value, Mapping) and name != "rounds_by_distance"]
 
 
 def ordered(cases: Mapping[str, Any]) -> list[str]:
@@ -47,6 +47,44 @@ def rate_rows(cases: Mapping[str, Any], kind: str) -> Iterator[str]:
                 cells += ["-", "-"]
         cells.append(f"{max(case[label]['spread'] for label in switches_of(case)):.1%}")
         yield f"| {' | '.join(cells)} |"
+
+
+def far_rows(cases: Mapping[str, Any]) -> Iterator[str]:
+    """Of cases that were measured with near and with far CPUs: what far ones gave. None: no lines."""
+    far = [name for name in ordered(cases) if "far" in cases[name].get("ours", {})]
+    if not far:
+        return
+    yield from ("## With far CPUs", "", "Rounds of the same runs in which the two CPUs shared no last-level cache.", "")
+    yield "| case | rounds | ours, Mpps | Gbit/s | cycles/frame | ovs, Mpps | x | testpmd, Mpps | x |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name in far:
+        case = cases[name]
+        ours = case["ours"]["far"]
+        cells = [
+            name,
+            str(len(ours["mpps_rounds"])),
+            f"{ours['mpps']:.2f}",
+            f"{ours['gbits']:.1f}",
+            f"{ours['cycles']:.0f}",
+        ]
+        for peer in ("ovs", "testpmd"):
+            its = case.get(peer, {}).get("far")
+            cells += [f"{its['mpps']:.2f}", f"{its['ratio']:.2f}"] if its else ["-", "-"]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def distance_line(cases: Mapping[str, Any]) -> Iterator[str]:
+    by_sort: dict[str, list[str]] = {}
+    for name in ordered(cases):
+        if sort := cases[name].get("distance"):
+            by_sort.setdefault(sort, []).append(name)
+    if by_sort:
+        told = [
+            f"near in {len(by_sort.pop('near', []))} cases",
+            *(f"{sort}: {', '.join(names)}" for sort, names in by_sort.items()),
+        ]
+        yield f"- distance of the two CPUs in the rounds that count: {'; '.join(told)}"
 
 
 def latency_rows(cases: Mapping[str, Any]) -> Iterator[str]:
@@ -111,6 +149,7 @@ def page(results: Mapping[str, Any], name: str, chart: bool) -> str:
     lines += [f"- {key}: {value}" for key, value in sorted(results["machine"].items())]
     lines += [f"- version of {key}: {value}" for key, value in sorted(results["versions"].items()) if key != "ours"]
     lines += [f"- version of ours: {text}" for text in builds_of(cases)]
+    lines += distance_line(cases)
     noisy = sum(case[label].get("still_noisy_rounds", 0) for case in cases.values() for label in switches_of(case))
     again = sum(case[label].get("noisy_rounds", 0) for case in cases.values() for label in switches_of(case))
     lines += [
@@ -119,7 +158,7 @@ def page(results: Mapping[str, Any], name: str, chart: bool) -> str:
     ]
     if chart:
         lines += [f"![Rates]({name}.svg)", ""]
-    lines += ["## Rates", "", *rate_rows(cases, "rate"), "", "## DPDK's own guests, closed loop", ""]
+    lines += ["## Rates", "", *rate_rows(cases, "rate"), "", *far_rows(cases), "## DPDK's own guests, closed loop", ""]
     lines += [*rate_rows(cases, "loop"), "", "## Latency", "", *latency_rows(cases), "", "## Idle and disturbed", ""]
     lines += [*other_rows(cases), "", "## Targets", "", *target_rows(cases), ""]
     return "\n".join(lines)

@@ -13,11 +13,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cases, machine
+from bench import cases, distance, machine
 from bench.cases import Case
 from bench.disturb import measure_disturbed
 from bench.generator import core
@@ -97,6 +97,28 @@ def measure_rates(case: Case, switches: Sequence[Switch], rounds: int, seconds: 
         outcomes = measure_rate(case, contenders, rounds, seconds, others)
     else:
         outcomes = measure_loop(case, switches, rounds, seconds)
+    return keep_by_distance(outcomes)
+
+
+def keep_by_distance(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What the rounds gave that count, and those with far CPUs for themselves if they are not the same."""
+    rounds_were = distance.common({label: outcome.distance for label, outcome in outcomes.items()})
+    kept = keep_rates(outcomes, distance.rounds_of(rounds_were, distance.sort_that_counts(rounds_were)))
+    if rounds_were:
+        kept["distance"] = distance.sort_that_counts(rounds_were)
+        kept["rounds_by_distance"] = {sort: rounds_were.count(sort) for sort in sorted(set(rounds_were))}
+    far = distance.rounds_of(rounds_were, distance.FAR)
+    if kept.get("distance") == distance.NEAR and len(far) >= distance.LEAST_ROUNDS:
+        print(f"  far, {len(far)} rounds:", flush=True)
+        for label, values in keep_rates(outcomes, far).items():
+            kept[label]["far"] = values
+    return kept
+
+
+def keep_rates(outcomes: Mapping[str, Outcome], numbers: Sequence[int]) -> dict[str, Any]:
+    """By switch: what these rounds gave (none: all rounds), printed, and as it is kept."""
+    if numbers:
+        outcomes = {label: outcome.of_rounds(numbers) for label, outcome in outcomes.items()}
     kept: dict[str, Any] = {}
     first = next(iter(outcomes.values()))
     for label, outcome in outcomes.items():

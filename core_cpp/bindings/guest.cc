@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "base/cache_line.h"
 #include "base/clock.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
@@ -221,6 +222,16 @@ void bind_guest(py::module_& module) {
       .def("set_window", &TrafficRunner::set_window, py::arg("frames"));
 
   module.def("tsc_hz", &tsc_hz, "Ticks of the time stamp counter per second.");
+  module.def(
+      "memory_line_ns", [] { return 1e9 * ticks_of_memory() / static_cast<double>(tsc_hz()); },
+      "Nanoseconds that a cache line takes from memory, the measuring included; 0: unknown.");
+  module.def(
+      "line_ns",
+      [](int cpu, int other_cpu) {
+        return 1e9 * without_gil([&] { return ticks_between(cpu, other_cpu); }) / static_cast<double>(tsc_hz());
+      },
+      py::arg("cpu"), py::arg("other_cpu"),
+      "Nanoseconds that a cache line takes from one CPU to the other; both spin for 2 ms. Raises CoreError.");
   module.def(
       "latency_bounds",
       [] {

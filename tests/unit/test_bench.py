@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench import cases, numbers, report, run
+from bench import cases, distance, numbers, report, run
+from bench.measure import Outcome
 from bench.process import BenchError
 from bench.switches import Needs, make_switch
 from bench.targets import TARGETS, Target
@@ -192,3 +193,35 @@ def test_every_target_is_about_a_case_of_the_matrix() -> None:
 def test_kept_results_make_the_page_beside_them(file: Path) -> None:
     chart = file.with_suffix(".svg").exists()
     assert report.page(json.loads(file.read_text()), file.stem, chart) == file.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("distances", "common", "counts"),
+    [
+        ({"ours": ["near"] * 3, "ovs": ["near"] * 3}, ["near"] * 3, "near"),
+        ({"ours": ["far"] * 4 + ["near"] * 2, "ovs": ["far"] * 4 + ["near"] * 2}, ["far"] * 4 + ["near"] * 2, "far"),
+        ({"ours": ["near", "far", "far", "far"], "ovs": ["near"] * 4}, ["near"] + ["moved"] * 3, "moved"),
+        ({"ours": ["near"] * 3 + ["far"] * 9}, ["near"] * 3 + ["far"] * 9, "near"),
+        ({"ours": [], "ovs": []}, [], "moved"),
+    ],
+    ids=["all near", "mostly far", "moved between turns", "three near are enough", "not looked at"],
+)
+def test_rounds_of_one_distance_count(distances: dict[str, list[str]], common: list[str], counts: str) -> None:
+    assert distance.common(distances) == common
+    assert distance.sort_that_counts(common) == counts
+
+
+def test_near_and_far_rounds_are_kept_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    def outcome(mpps: list[float], places: list[str]) -> Outcome:
+        ones = [1.0] * len(mpps)
+        return Outcome(mpps, ones, ones, ones, ones, ones, ones, distance=places)
+
+    places = ["near"] * 3 + ["far"] * 3
+    outcomes = {"ours": outcome([40, 41, 42, 4, 4, 4], places), "ovs": outcome([10, 10, 10, 2, 2, 2], places)}
+    kept = run.keep_by_distance(outcomes)
+    assert (kept["ours"]["mpps"], kept["ovs"]["ratio"]) == (41, 4.1)
+    assert (kept["ours"]["far"]["mpps"], kept["ovs"]["far"]["ratio"]) == (4, 2)
+    assert (kept["distance"], kept["rounds_by_distance"]) == ("near", {"near": 3, "far": 3})
+    assert "far, 3 rounds:" in capsys.readouterr().out
+    rows = list(report.far_rows({"64-split": kept}))
+    assert rows[-2] == "| 64-split | 3 | 4.00 | 1.0 | 1 | 2.00 | 2.00 | - | - |"
