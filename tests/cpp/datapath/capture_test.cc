@@ -16,8 +16,8 @@ namespace {
 // Reads until there are `count` frames.
 std::vector<CapturedFrame> read_frames(Datapath& datapath, uint64_t capture, size_t count) {
   std::vector<CapturedFrame> frames;
-  const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
-  while (frames.size() < count && monotonic_ns() < deadline) {
+  Patience patience(kPatience);
+  while (frames.size() < count && !patience.over()) {
     auto view = datapath.capture_read(capture, 1000);
     REQUIRE(view);
     for (CapturedFrame& frame : view->frames) frames.push_back(std::move(frame));
@@ -140,9 +140,9 @@ TEST_CASE("capture: begun and ended under traffic of two workers, it costs no fr
   REQUIRE(runner.wait_ready(kPatienceMs));
   const uint64_t before = link_down(rig.datapath);  // the first guest does not wait for the others
   uint64_t seen = 0;
-  const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
+  Patience patience(kPatience);
   for (int round = 0; round < 40 || seen == 0; ++round) {
-    REQUIRE(monotonic_ns() < deadline);
+    REQUIRE(!patience.over());
     const auto capture = rig.datapath.capture_start(names[round % 3], {});
     REQUIRE(capture);
     std::this_thread::yield();

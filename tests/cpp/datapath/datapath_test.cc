@@ -94,8 +94,8 @@ TEST_CASE("datapath: ports come and go under traffic, and no frame of the others
     uint64_t received = 0;
     uint64_t taken = 0;
     uint64_t full = 0;
-    const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
-    while ((taken != sent || received + full != sent) && monotonic_ns() < deadline) {
+    Patience patience(kPatience);
+    while ((taken != sent || received + full != sent) && !patience.over()) {
       while (b->receive(10)) ++received;
       for (const PortStats& port : rig.datapath.stats().ports) {
         if (port.name == "vm1") taken = sum_frames(port.rx);
@@ -143,8 +143,8 @@ TEST_CASE("datapath: busy queues that share a worker are spread, and no frame is
     REQUIRE(rig.datapath.set_port(rig.spec(name)));
   }
   std::string detail;
-  const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
-  while (detail.empty() && monotonic_ns() < deadline) {
+  Patience patience(kPatience);
+  while (detail.empty() && !patience.over()) {
     for (const Event& event : rig.datapath.drain_events(1000)) {
       if (event.kind == "queues_rebalanced") detail = event.detail;
     }
@@ -158,7 +158,7 @@ TEST_CASE("datapath: busy queues that share a worker are spread, and no frame is
     return std::array<uint64_t, 2>{stats[2].rx_frames, stats[3].rx_frames};
   };
   const auto before = received();
-  while ((received()[0] < before[0] + 1000 || received()[1] < before[1] + 1000) && monotonic_ns() < deadline) {
+  while ((received()[0] < before[0] + 1000 || received()[1] < before[1] + 1000) && !patience.over()) {
   }
   CHECK(received()[0] >= before[0] + 1000);
   CHECK(received()[1] >= before[1] + 1000);
@@ -199,10 +199,10 @@ TEST_CASE("datapath: two workers fill one guest's ring, and no frame is overtake
         const std::vector<PortStats> ports = rig.datapath.stats().ports;
         return *std::find_if(ports.begin(), ports.end(), [&](const PortStats& one) { return one.name == name; });
       };
-      const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
+      Patience patience(kPatience);
       while ((port("vm1").forwarded < 5000 || port("vm2").forwarded < 5000 || port("vm3").forwarded < 5000 ||
               runner.stats()[3].rx_frames < 5000) &&
-             monotonic_ns() < deadline) {
+             !patience.over()) {
       }
       CHECK(port("vm1").forwarded >= 5000);
       CHECK(port("vm2").forwarded >= 5000);
@@ -216,7 +216,7 @@ TEST_CASE("datapath: two workers fill one guest's ring, and no frame is overtake
         const std::vector<TrafficStats> guests = runner.stats();
         return guests[3].rx_frames + lost == guests[0].tx_frames + guests[1].tx_frames + guests[2].tx_frames;
       };
-      while (!arrived() && monotonic_ns() < deadline) {
+      while (!arrived() && !patience.over()) {
       }
       CHECK(arrived());
       CHECK(runner.stats()[3].reordered == 0);
@@ -236,11 +236,11 @@ TEST_CASE("datapath: static entries name a port or drop, and go with their port"
   REQUIRE(rig.datapath.fdb_set("br0", 0, 0x02'00'00'00'00'66, "", FdbOwner::kStatic));
   const auto a = rig.guest("vm1");
   REQUIRE(a->send(ethernet(0x02'00'00'00'00'66, kA), 0, {}, kPatienceMs));
-  const uint64_t deadline = monotonic_ns() + kPatienceMs * 1'000'000;
+  Patience patience(kPatience);
   const auto dropped = [&] {
     return rig.datapath.stats().ports.at(0).rx_drops[static_cast<size_t>(DropReason::kBlackhole)];
   };
-  while (dropped() == 0 && monotonic_ns() < deadline) std::this_thread::yield();
+  while (dropped() == 0 && !patience.over()) std::this_thread::yield();
   CHECK(dropped() == 1);
   REQUIRE(rig.datapath.del_port("vm2"));
   const auto entries = rig.datapath.fdb("br0");

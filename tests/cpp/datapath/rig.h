@@ -4,12 +4,14 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "datapath.h"
+#include "support/eventually.h"
 #include "support/memory_queues.h"
 #include "support/temp_dir.h"
 #include "vhost_user/guest.h"
@@ -17,6 +19,7 @@
 namespace sw::testing {
 
 inline constexpr uint64_t kPatienceMs = 20'000;
+inline constexpr std::chrono::milliseconds kPatience(kPatienceMs);
 inline constexpr Mac kA = 0x02'00'00'00'00'01, kB = 0x02'00'00'00'00'02;
 
 struct Rig {

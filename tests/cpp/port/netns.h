@@ -17,7 +17,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -28,6 +27,7 @@
 #include "base/fd.h"
 #include "net/offload_frames.h"
 #include "port/port.h"
+#include "support/eventually.h"
 
 namespace sw::test {
 
@@ -146,9 +146,8 @@ struct House : PortHost {
   }
   // Turn the loop until `done`, at most ten seconds.
   bool run_until(const std::function<bool()>& done) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (!done()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
+    for (testing::Patience patience; !done();) {
+      if (patience.over()) return false;
       event_loop.run_once(20, [](const std::function<void()>& body) { body(); });
     }
     return true;
@@ -186,9 +185,9 @@ struct PortUnderTest {
   // Poll queue `q` until `want` frames came, at most ten seconds; as linear frames, with their headers.
   std::vector<std::pair<Bytes, VnetHeader>> receive(size_t want, size_t q = 0) {
     std::vector<std::pair<Bytes, VnetHeader>> out;
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    testing::Patience patience;
     RxQueue* const queue = port->rx_queues().at(q);
-    while (out.size() < want && std::chrono::steady_clock::now() < deadline) {
+    while (out.size() < want && !patience.over()) {
       batch->clear();
       if (!queue->peek(*batch, drops)) continue;
       for (uint32_t i = 0; i < batch->count; ++i) {

@@ -6,7 +6,6 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "port/port.h"
+#include "support/eventually.h"
 
 namespace sw::testing {
 
@@ -47,9 +47,8 @@ class PortBed : public PortHost {
   }
   // Run the loop until `done`; false after ten seconds without.
   bool until(const std::function<bool()>& done) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (!done()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
+    for (Patience patience; !done();) {
+      if (patience.over()) return false;
       turn(5);
     }
     return true;

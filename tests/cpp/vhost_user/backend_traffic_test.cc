@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "support/backend_bed.h"
+#include "support/eventually.h"
 #include "support/split_driver.h"
 
 namespace sw {
@@ -134,9 +135,8 @@ TEST_CASE("Backend: messages under full traffic lose no frame") {
     driver.push(kFrame);
     if (++pushed % 37 == 0) steps.at(step++ % steps.size())();
   }
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (rx_counters[0].frames.get() < kFrames && std::chrono::steady_clock::now() < deadline)
-    std::this_thread::yield();
+  testing::Patience patience(std::chrono::seconds(20));
+  while (rx_counters[0].frames.get() < kFrames && !patience.over()) std::this_thread::yield();
   CHECK(rx_counters[0].frames.get() == kFrames);
   stop.store(true);
   worker.join();

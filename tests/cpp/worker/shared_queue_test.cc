@@ -5,13 +5,14 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
 
 #include "base/bytes.h"
-#include "base/clock.h"
+#include "support/eventually.h"
 #include "virtio/device_ring.h"
 #include "virtio/driver_device.h"
 #include "virtio/spec.h"
@@ -22,7 +23,7 @@ namespace {
 constexpr uint32_t kThreads = 3;
 constexpr uint32_t kFrames = 4000;  // of each thread
 constexpr uint32_t kNumberAt = 14;  // in a frame: thread << 24 | number of the frame
-constexpr uint64_t kDeadlineNs = 60'000'000'000;
+constexpr std::chrono::seconds kPatience(60);
 
 // `long_every`: how often a frame comes that needs several buffers. 0: never.
 uint32_t length_of(uint32_t number, uint32_t long_every) {
@@ -119,9 +120,9 @@ TEST_CASE("shared transmit queue: several threads' frames arrive once, whole and
     const auto batch = std::make_unique<Batch>();
     PortWorkerCounters drops;
     DriverRx& ring = *guest.driver->rx()[0];
-    const uint64_t deadline = monotonic_ns() + kDeadlineNs;
+    testing::Patience patience(kPatience);
     std::vector<uint8_t> got(5000);
-    while (received < kThreads * kFrames && monotonic_ns() < deadline) {
+    while (received < kThreads * kFrames && !patience.over()) {
       batch->clear();
       if (!ring.peek(*batch, drops)) {
         std::this_thread::yield();
