@@ -2,7 +2,6 @@
 #include "vhost_user/channel.h"
 
 #include <doctest/doctest.h>
-#include <netinet/in.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -10,11 +9,14 @@
 #include <string>
 
 #include "support/eventually.h"
+#include "support/fuse_file.h"
+#include "support/lingering.h"
 #include "support/vhost_peer.h"
 
 namespace sw {
 namespace {
 
+using testing::Lingering;
 using testing::make_eventfd;
 using testing::open_descriptors;
 using testing::stream_pair;
@@ -127,36 +129,6 @@ TEST_CASE("Channel: descriptors spread over header and payload are counted toget
   CHECK(pair.channel.receive(message) == Receive::kFailed);
 }
 
-// A TCP connection whose last close waits for its peer, who reads nothing.
-struct Lingering {
-  Lingering() {
-    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    auto* const generic = reinterpret_cast<sockaddr*>(&address);
-    REQUIRE(::bind(listener.get(), generic, size) == 0);
-    REQUIRE(::listen(listener.get(), 1) == 0);
-    REQUIRE(::getsockname(listener.get(), generic, &size) == 0);
-    near.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    REQUIRE(::connect(near.get(), generic, size) == 0);
-    far.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    const linger longer{1, 120};
-    REQUIRE(::setsockopt(near.get(), SOL_SOCKET, SO_LINGER, &longer, sizeof longer) == 0);
-    const std::vector<char> many(1 << 16);
-    while (::send(near.get(), many.data(), many.size(), MSG_DONTWAIT) > 0) {
-    }
-  }
-  // Its peer reads all and hangs up, which ends the wait.
-  void end() {
-    std::vector<char> some(1 << 20);
-    CHECK(testing::eventually([&] { return ::read(far.get(), some.data(), some.size()) == 0; }));
-    far.reset();
-  }
-  UniqueFd near, far;
-};
-
 TEST_CASE("Channel: descriptors whose close waits for the peer hold up nobody, read or not") {
   const auto reaper = std::make_shared<Reaper>();
   Lingering read;
@@ -181,6 +153,25 @@ TEST_CASE("Channel: descriptors whose close waits for the peer hold up nobody, r
   CHECK(reaper->pending() == 2);
   read.end();
   unread.end();
+  CHECK(testing::eventually([&] { return reaper->pending() == 0; }));
+}
+
+TEST_CASE("Channel: a file on FUSE is told by its place, closed elsewhere, and nobody waits for its server") {
+  testing::FuseFile file;
+  if (!file.ok()) return;
+  file.hold_close();
+  const auto reaper = std::make_shared<Reaper>();
+  auto sockets = stream_pair();
+  Channel channel(std::move(sockets[0]), reaper);
+  const VhostPeer peer(std::move(sockets[1]));
+  const std::array<int, 1> fds{file.fd.get()};
+  REQUIRE(peer.send_bytes(set_features_bytes(), fds));
+  VhostMessage message;
+  REQUIRE(channel.receive(message) == Receive::kMessage);
+  CHECK(message.foreign.ends_with("/memory"));
+  CHECK(testing::eventually([&] { return file.asked == 1; }));  // the close, and no question before it
+  CHECK(reaper->pending() == 1);
+  file.let_close();
   CHECK(testing::eventually([&] { return reaper->pending() == 0; }));
 }
 

@@ -4,8 +4,10 @@
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 
-#include "base/clock.h"
+#include "base/event_signal.h"
+#include "base/stall_guard.h"
 #include "l2/fdb.h"
+#include "support/eventually.h"
 #include "support/memory_queues.h"
 #include "worker/crew.h"
 
@@ -70,10 +72,9 @@ struct House {
 };
 
 template <class Condition>
-bool within_seconds(double seconds, Condition condition) {
-  const uint64_t deadline = monotonic_ns() + static_cast<uint64_t>(seconds * 1e9);
-  while (!condition()) {
-    if (monotonic_ns() > deadline) return false;
+bool within_seconds(int seconds, Condition condition) {
+  for (sw::testing::Patience patience(std::chrono::seconds{seconds}); !condition();) {
+    if (patience.over()) return false;
     std::this_thread::yield();
   }
   return true;
@@ -255,6 +256,76 @@ TEST_CASE("worker: a peer that blocks its eventfd cannot hold up a change of pla
   house.rx[0].feed({ethernet(kB, kA)});
   CHECK(within_seconds(10, [&] { return house.tx_counters[1].frames.get() == 1; }));
   crew.stop();
+}
+
+TEST_CASE("worker: a peer that blocks its eventfd holds a worker once, though nobody waits for it") {
+  class HostileTx : public RecordingTx {
+   public:
+    using RecordingTx::RecordingTx;
+    void notify() override { (void)signal_eventfd(fd.get(), peer); }
+    const UniqueFd fd{::eventfd(0, 0)};
+    EventPeer peer;
+  };
+  House house;
+  QueueCounters counters;
+  HostileTx hostile(counters);
+  const uint64_t most = UINT64_MAX - 1;
+  REQUIRE(::write(hostile.fd.get(), &most, sizeof most) == sizeof most);
+  auto plan = house.plan();
+  plan->workers[0].tx[1].queues = {&hostile};
+  Crew crew({-1}, Polling::kBusy);
+  REQUIRE(crew.start());
+  crew.publish(std::move(plan));
+  for (int i = 0; i < 100; ++i) house.rx[0].feed({ethernet(kB, kA)});
+  CHECK(within_seconds(10, [&] { return counters.frames.get() == 100; }));
+  CHECK(hostile.peer.made_us_wait);
+  crew.stop();
+}
+
+TEST_CASE("worker: is watched while it signals, also the first time after it slept, and not while it sleeps") {
+  class WatchedTx : public RecordingTx {
+   public:
+    using RecordingTx::RecordingTx;
+    void notify() override {
+      if (!StallGuard::watches_this_thread()) ++unwatched;
+      ++notified_frames;
+    }
+    std::atomic<uint32_t> unwatched{0}, notified_frames{0};
+  };
+  class SleepyRx : public ScriptedRx {
+   public:
+    using ScriptedRx::ScriptedRx;
+    bool arm() override {  // the last thing before it sleeps
+      if (StallGuard::watches_this_thread()) ++watched;
+      return ScriptedRx::arm();
+    }
+    std::atomic<uint32_t> watched{0};
+  };
+  House house;
+  QueueCounters rx_counters, tx_counters;
+  SleepyRx rx(rx_counters);
+  WatchedTx tx(tx_counters);
+  const UniqueFd kick(::eventfd(0, EFD_NONBLOCK));
+  rx.wake = house.rx[1].wake = kick.get();
+  auto plan = house.plan();
+  plan->workers[0].rx[0].queue = &rx;
+  plan->workers[0].tx[1].queues = {&tx};
+  Crew crew({-1}, Polling::kAdaptive);
+  REQUIRE(crew.start());
+  crew.publish(std::move(plan));
+  for (uint32_t i = 1; i <= 3; ++i) {
+    const uint32_t slept = rx.armed;
+    REQUIRE(within_seconds(10, [&] { return rx.armed > slept; }));
+    rx.feed({ethernet(kB, kA)});
+    const uint64_t one = 1;
+    REQUIRE(::write(kick.get(), &one, sizeof one) == sizeof one);
+    REQUIRE(within_seconds(10, [&] { return tx.notified_frames == i; }));
+  }
+  const uint32_t slept = rx.armed;
+  REQUIRE(within_seconds(10, [&] { return rx.armed > slept; }));
+  crew.stop();
+  CHECK(tx.unwatched == 0);
+  CHECK(rx.watched == 0);
 }
 
 TEST_CASE("worker: a CPU that does not exist is an error that names it") {
