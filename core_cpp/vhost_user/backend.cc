@@ -46,8 +46,7 @@ const std::array<Backend::Rule, 25> Backend::kRules = {{
 
 Backend::Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters,
                  std::shared_ptr<Reaper> reaper)
-    : reaper_(std::move(reaper)),
-      channel_(std::move(socket), reaper_),
+    : channel_(std::move(socket), std::move(reaper)),
       config_(config),
       host_(host),
       counters_(counters),
