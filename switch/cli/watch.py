@@ -110,7 +110,8 @@ def events(session: Session, follow: bool, limit: int, kind: str | None, port: s
             sys.stdout.flush()
         raise click.ClickException("switchd stopped")
     data = session.ask("GET", "/v1/events", limit=limit, kind=kind, port=port)
-    session.answer(data, lambda: _lines(data["events"], "nothing happened yet"))
+    otherwise = "nothing of that happened lately" if kind or port else "nothing happened yet"
+    session.answer(data, lambda: _lines(data["events"], otherwise))
 
 
 @click.command(cls=Verb)
@@ -123,7 +124,7 @@ def events(session: Session, follow: bool, limit: int, kind: str | None, port: s
 def history(session: Session, mac: str | None, bridge: str | None, limit: int) -> None:
     """Where was MAC: what the tables learned, moved and forgot."""
     data = session.ask("GET", "/v1/history", mac=mac, bridge=bridge, limit=limit)
-    session.answer(data, lambda: _lines(data["events"], "nothing is known"))
+    session.answer(data, lambda: _lines(data["events"], f"nothing is known of {mac or 'any address'}"))
 
 
 def _lines(found: Iterable[dict[str, Any]], otherwise: str) -> str:

@@ -134,6 +134,20 @@ def test_control_is_taken_after_the_verb_too(api: Service, capsys: pytest.Captur
     assert main(["ports", "-q", "--control", str(api.socket)]) == 0
     assert main(["fdb", "show", "--control", str(api.socket), "-o", "json"]) == 0
     assert '"total": 0' in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["events"], "nothing happened yet"),
+        (["events", "--kind", "port"], "nothing of that happened lately"),
+        (["events", "--port", "vm1"], "nothing of that happened lately"),
+        (["history"], "nothing is known of any address"),
+        (["history", "52:54:00:00:00:07"], "nothing is known of 52:54:00:00:00:07"),
+    ],
+)
+def test_an_empty_answer_says_what_was_asked_for(run: Run, arguments: list[str], said: str) -> None:
+    assert run(*arguments)[1] == said + "\n"
+
+
 
 
 def test_a_port_is_added_with_the_keys_of_the_file(api: Service, run: Run, ask: Callable[..., Any]) -> None:
