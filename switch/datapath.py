@@ -87,7 +87,7 @@ class PortStatus:
     bridge: str
     up: bool
     stage: str
-    detail: str  # why it is not up and what to do; "" when up
+    detail: str  # why it is not up and what to do; when up, what is unusual, mostly ""
     facts: Mapping[str, str]
     counters: Mapping[str, int]
     rings: Sequence[RingStatus]

@@ -54,7 +54,7 @@ class PortPause {
 struct PortStatus {
   bool up = false;     // frames can flow
   std::string stage;   // where set-up stands, one word of a fixed set per kind: "waiting_for_peer", ..., "running"
-  std::string detail;  // one sentence: why it is not up and what to do; empty when up
+  std::string detail;  // one sentence: why it is not up and what to do; when up, what is unusual, mostly nothing
   std::map<std::string, std::string> facts;
   std::map<std::string, uint64_t> counters;  // kind-specific totals: "reconnects", "messages", "rings_broken"
   struct Ring {

@@ -44,8 +44,8 @@ Stage stage_of(const Backend& backend) {
   if (!backend.features()) {
     return {
         "negotiating",
-        "no features were agreed on: the guest's virtio-net driver is not loaded yet, or its front-end does not accept "
-        "what is offered (see offered_features)"};
+        "no features were agreed on: a guest that moves here has not arrived yet (QEMU with -incoming), or the guest's "
+        "virtio-net driver is not loaded yet, or its front-end does not accept what is offered (see offered_features)"};
   }
   const bool has_memory = backend.memory() != nullptr && !backend.memory()->regions().empty();
   if (!has_memory) {
@@ -61,7 +61,9 @@ Stage stage_of(const Backend& backend) {
   for (const auto& ring : backend.rings()) {
     if (ring.live() == nullptr) continue;
     started = true;
-    if (backend.ring_enabled(ring)) return {"running", {}};
+    if (!backend.ring_enabled(ring)) continue;
+    return {"running",
+            backend.logging() ? "pages that are written for the guest are logged: it moves to another host" : ""};
   }
   if (!started) return {"rings", ring_detail(backend)};
   return {"enable", "rings run but none is enabled: bring the interface up in the guest (ip link set ... up)"};

@@ -51,7 +51,12 @@ Result<void> Backend::set_features(VhostMessage& request, VhostMessage&) {
   if (features_ && any_live() && ((wanted ^ *features_) & ~kLogAllMask) != 0) {
     return Error{0, "features changed while rings run: " + feature_names((wanted ^ *features_) & ~kLogAllMask)};
   }
+  const bool logged = logging();
   reconfigure(wanted, memory_, log_);
+  if (logging() != logged) {
+    host_.event("dirty_logging",
+                logged ? "off: the migration is over" : "on: the guest begins to move to another host");
+  }
   return {};
 }
 

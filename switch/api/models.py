@@ -60,7 +60,7 @@ class PortShape(Shape):
     up: bool = Field(description="frames can flow")
     enabled: bool
     stage: str = Field(description="how far its set-up is, in the words of its kind")
-    detail: str = Field(description="why it is not up and what to do; empty when up")
+    detail: str = Field(description="why it is not up and what to do; when up, what is unusual, mostly empty")
     origin: str = Field(description="file, or runtime when it was added beside the file")
     vlan: VlanShape
     address: str = Field(description="its socket or device")

@@ -140,6 +140,16 @@ def _down_in_groups(ports: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def unusual(ports: list[dict[str, Any]]) -> list[str]:
+    """What is to be known of ports that work: a guest that is about to move away, say."""
+    return [f"{port['name']}: {port['detail']}" for port in ports if _works(port) and port["detail"]][:FEW_PORTS]
+
+
+def below_ports(ports: list[dict[str, Any]]) -> str:
+    lines = [paint("! ", "red") + line for line in why_down(ports)]
+    return "\n".join(lines + [paint("! ", "yellow") + line for line in unusual(ports)])
+
+
 def why_down(ports: list[dict[str, Any]]) -> list[str]:
     """A line for each port that does not work, or one for each stage when they are many."""
     if sum(not _works(port) for port in ports) > FEW_NAMES:
@@ -217,7 +227,7 @@ def show(session: Session) -> None:
     data = session.ask("GET", "/v1/show")
 
     def text() -> str:
-        down = why_down(data["ports"])
+        notes_of_ports = below_ports(data["ports"])
         up = sum(map(_works, data["ports"]))
         config = data["config"]
         parts = [
@@ -235,8 +245,8 @@ def show(session: Session) -> None:
             chosen = worth_a_look(data["ports"], FEW_NAMES)
             title = f"{len(chosen)} of {len(data['ports'])}: not up, losing frames, busiest (swctl ports has all)"
             parts.append(paint(title, "bold") + "\n" + port_rows(chosen))
-        if down:
-            parts.append("\n".join(paint("! ", "red") + line for line in down))
+        if notes_of_ports:
+            parts.append(notes_of_ports)
         parts.append(worker_rows(data["workers"][:FEW_PORTS]) + _and_more(data["workers"], "swctl workers"))
         parts.append(bridge_rows(data["bridges"][:FEW_PORTS]) + _and_more(data["bridges"], "swctl fdb stats"))
         return "\n\n".join(parts)
@@ -258,8 +268,8 @@ def ports(session: Session, quiet: bool) -> None:
     if quiet:
         session.answer(names, lambda: "\n".join(names))
         return
-    down = "\n".join(paint("! ", "red") + line for line in why_down(data["ports"]))
-    session.answer(data, lambda: port_rows(data["ports"]) + (f"\n\n{down}" if down else ""))
+    below = below_ports(data["ports"])
+    session.answer(data, lambda: port_rows(data["ports"]) + (f"\n\n{below}" if below else ""))
 
 
 @click.command(cls=Verb)
@@ -278,7 +288,7 @@ def port_text(data: dict[str, Any]) -> str:
         f"{paint(data['name'], 'bold')}  {data['type']} in bridge {data['bridge']}, {state_cell(data)}"
         f", {vlan_text(data['vlan'])}"
     ]
-    reason = [("stage", data["stage"]), ("why", data["detail"]), ("remedy", remedy)]
+    reason = [("stage", data["stage"]), ("note" if data["up"] else "why", data["detail"]), ("remedy", remedy)]
     parts.append(pairs(reason))
     spec = [
         (key, value) for key, value in data["spec"].items() if key not in ("name", "type", "bridge", "vlan", "macs")

@@ -104,6 +104,15 @@ class Lab:
         api = Api(self.hosts[self.host].control)
         return [api.ask("GET", f"/v1/ports/{port}")["facts"]["dirty_logging"] for port in ("vm0", "vm1")]
 
+    def said(self) -> list[str]:
+        """What the guest's host told of logging, at its first NIC."""
+        api = Api(self.hosts[self.host].control)
+        return [event["detail"] for event in api.ask("GET", "/v1/events?kind=port_dirty_logging&port=vm0")["events"]]
+
+    def detail(self, host: str) -> str:
+        """What a person reads there of the guest's first NIC."""
+        return str(Api(self.hosts[host].control).ask("GET", "/v1/ports/vm0")["detail"])
+
     def stages(self, host: str) -> list[str]:
         api = Api(self.hosts[host].control)
         return [api.ask("GET", f"/v1/ports/{port}")["stage"] for port in ("vm0", "vm1")]
@@ -247,6 +256,9 @@ def test_a_guest_under_traffic_moves_to_another_host(lab: Lab) -> None:
         assert lab.stages(lab.other()) == ["negotiating", "negotiating"]
         start_slowly(lab, line)
         assert lab.logging() == ["yes", "yes"]
+        assert lab.said()[-1].startswith("on: ")
+        assert lab.detail(lab.host) == "pages that are written for the guest are logged: it moves to another host"
+        assert lab.detail(lab.other()).startswith("no features were agreed on: a guest that moves here has not arrived")
         for flow in flows:
             stack.enter_context(flow.pulse)
             stack.enter_context(flow.echo)
@@ -315,6 +327,7 @@ def test_a_cancelled_migration_goes_on_at_the_source(lab: Lab) -> None:
         lab.guest.qmp("migrate_cancel")
         assert ended(lab.guest) == "cancelled"
         wait_until("nothing is logged any more", lambda: lab.logging() == ["no", "no"], 10.0)
+        assert [text.split(":")[0] for text in lab.said()[-2:]] == ["on", "off"]
         for flow in flows:
             wait_until("the stream goes on", flow.echo.more(20), 30.0)
         lab.guest.run("kill -CONT $(cat /tmp/reader0 /tmp/reader1)")

@@ -53,6 +53,7 @@ class MemoryDatapath:
         self.counters: dict[str, PortStats] = {}
         self.refuse: dict[str, str] = {}
         self.down: dict[str, str] = {}
+        self.notes: dict[str, str] = {}  # of ports that are up
         self.calls: list[tuple[str, str]] = []
         self.sweeps = 0
         self.nics: dict[str, NicHandles] = {}
@@ -147,7 +148,7 @@ class MemoryDatapath:
             bridge=spec.bridge,
             up=not detail,
             stage="waiting_for_peer" if detail else "running",
-            detail=detail,
+            detail=detail or self.notes.get(name, ""),
             facts={"socket": spec.socket} if spec.socket else {},
             counters={"reconnects": 0},
             rings=[

@@ -71,6 +71,14 @@ def test_show_is_one_screen_that_says_what_is_wrong(api: Service, run: Run) -> N
     assert len(text.splitlines()) < 40
 
 
+def test_what_is_unusual_of_a_port_that_works_is_said(api: Service, run: Run) -> None:
+    api.datapath.notes["vm1"] = "pages that are written for the guest are logged: it moves to another host"
+    for verb in ("show", "ports"):
+        assert "! vm1: pages that are written for the guest are logged" in run(verb)[1]
+    assert "2 of 2 ports up" in run("show")[1]
+    assert "note   pages that are written" in run("port", "vm1")[1]
+
+
 def test_show_stays_one_screen_with_hundreds_of_ports(
     api: Service, run: Run, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,14 +134,6 @@ def test_every_look_has_words_and_json_before_and_after_the_verb(run: Run, argum
     assert type(json.loads(before[1])) is type(json.loads(after[1]))
 
 
-def test_ports_quiet_is_for_scripts(run: Run) -> None:
-    assert run("ports", "-q")[1] == "vm1\nvm2\n"
-
-
-def test_control_is_taken_after_the_verb_too(api: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ports", "-q", "--control", str(api.socket)]) == 0
-    assert main(["fdb", "show", "--control", str(api.socket), "-o", "json"]) == 0
-    assert '"total": 0' in capsys.readouterr().out
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -148,6 +148,14 @@ def test_an_empty_answer_says_what_was_asked_for(run: Run, arguments: list[str],
     assert run(*arguments)[1] == said + "\n"
 
 
+def test_ports_quiet_is_for_scripts(run: Run) -> None:
+    assert run("ports", "-q")[1] == "vm1\nvm2\n"
+
+
+def test_control_is_taken_after_the_verb_too(api: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ports", "-q", "--control", str(api.socket)]) == 0
+    assert main(["fdb", "show", "--control", str(api.socket), "-o", "json"]) == 0
+    assert '"total": 0' in capsys.readouterr().out
 
 
 def test_a_port_is_added_with_the_keys_of_the_file(api: Service, run: Run, ask: Callable[..., Any]) -> None:

@@ -358,6 +358,7 @@ TEST_CASE("Backend: the dirty log comes with its own answer and goes on and off 
     CHECK(bed.ask(VhostRequest::kSetFeatures, kPlainFeatures) == 0);
     CHECK(bed.ask(VhostRequest::kSetVringAddr, bed.address(1)) == 0);
     CHECK_FALSE(bed.backend->logging());
+    CHECK(bed.host.count("dirty_logging") == 2 * static_cast<size_t>(i) + 2);
   }
   CHECK(open_descriptors() == descriptors);
 }
