@@ -7,7 +7,7 @@
 
 namespace sw {
 
-uint32_t LineWatch::default_far_ticks() { return ticks_of_memory() / 4 * 3; }
+uint32_t LineWatch::default_far_ticks() { return ticks_of_memory() / 5 * 4; }
 
 void LineWatch::note(uint32_t ticks) {
   left_ = kSpacing;
