@@ -280,6 +280,8 @@ TEST_CASE("Backend: memory that is no file, or may not be written, is refused") 
     const VhostMemRegion region{0, 4096, 0x10000, 0};
     const size_t before = open_descriptors();
     CHECK(bed.ask(VhostRequest::kSetMemTable, BackendBed::table({region}), {fd}) == 1);
+    const bool foreign = fd == sockets[0].get() || fd == null.get();
+    CHECK((bed.host.events.back().second.find("neither an eventfd nor shared memory") != std::string::npos) == foreign);
     CHECK(bed.alive());
     CHECK(testing::eventually([&] { return open_descriptors() == before; }));
   }
