@@ -92,13 +92,12 @@ LearnResult Fdb::Impl::learn(uint16_t vlan, Mac mac, const PortPolicy& port, Fdb
     if (evicted || !evict_near(vlan, mac, epoch)) {
       return refuse(FdbEventKind::kRefusedBridgeLimit, vlan, mac, port.id, kNoPort);
     }
-    evicted = true;
     place = table.make_room(vlan, mac, false);
   }
   insert(place, vlan, mac, port.id, FdbOwner::kLearned, epoch);
   totals.learned.add(1);
   emit(FdbEventKind::kLearned, vlan, mac, port.id);
-  return evicted ? LearnResult::kReplaced : LearnResult::kLearned;
+  return LearnResult::kLearned;
 }
 
 LearnResult Fdb::Impl::refuse(FdbEventKind kind, uint16_t vlan, Mac mac, PortId port, PortId old_port) {

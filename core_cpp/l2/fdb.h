@@ -62,14 +62,7 @@ struct FdbEvent {
   uint64_t time_ns;  // monotonic
 };
 
-enum class LearnResult : uint8_t {
-  kKnown,
-  kLearned,
-  kReplaced,
-  kMoved,
-  kRefused,
-  kBusy
-};  // kReplaced: an older one had to go
+enum class LearnResult : uint8_t { kKnown, kLearned, kMoved, kRefused, kBusy };
 
 struct FdbStats {  // monotonic totals
   uint64_t learned = 0, moved = 0, aged = 0, evicted = 0, flushed = 0;

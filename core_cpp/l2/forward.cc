@@ -5,9 +5,6 @@
 // the destination at a port that may have the frame, the run goes there and no other rule is asked: what the table holds
 // was admitted once. Any other frame takes the long way, with every rule in its order: admit, learn, look up, flood.
 //
-// The long way counts what it costs, and ends a batch that has cost enough where its queue takes the rest back: frames that
-// go to many ports, or come from ever new addresses, make way for other queues.
-//
 // Nothing is remembered between batches but who gets floods, so whatever moves or vanishes in the table counts from the
 // next frame on, within a batch too: it gives what its frames would give one by one.
 #include "l2/forward.h"
@@ -19,30 +16,6 @@
 namespace sw {
 
 namespace {
-
-// As kTurnWork counts: what a copy to one more port takes beside its bytes, as many bytes of a copy as one, and what becomes
-// of an address that was not at this port. To make room for one is to look for the oldest among many.
-constexpr uint32_t kCopyWork = 8;
-constexpr uint32_t kCopyBytesPerWork = 128;
-constexpr uint32_t kLearnWork = 64;
-constexpr uint32_t kReplaceWork = 512;
-constexpr uint32_t kRefuseWork = 16;
-
-constexpr uint32_t work_of(LearnResult result) {
-  switch (result) {
-    case LearnResult::kKnown:
-      return 0;
-    case LearnResult::kLearned:
-    case LearnResult::kMoved:
-      return kLearnWork;
-    case LearnResult::kReplaced:
-      return kReplaceWork;
-    case LearnResult::kRefused:
-    case LearnResult::kBusy:
-      break;
-  }
-  return kRefuseWork;
-}
 
 // The first 14 bytes of a frame in two words, bytes in wire order: what the frames of a run have in common.
 struct Addresses {
@@ -88,9 +61,7 @@ struct alignas(64) Forwarder::Scratch {  // lines of its own: a worker writes th
   std::array<Flood, 2> floods;  // for broadcast and multicast, for unknown unicast; both belong to the present plan
 
   uint32_t ask(Batch& batch, const PortPolicy& source, FdbTable::Index index);
-  bool forward_long(Batch& batch, const Run& run, const PortPolicy& source, const BridgeView& bridge,
-                    PortWorkerCounters& counters, Groups& out);
-  void forward_one(Batch& batch, uint8_t number, const PortPolicy& source, const BridgeView& bridge,
+  void forward_one(Frame& frame, uint8_t number, const PortPolicy& source, const BridgeView& bridge,
                    PortWorkerCounters& counters, Groups& out);
   const FloodSet& flood_set(uint16_t vlan, bool unknown, const PortPolicy& source, const BridgeView& bridge);
 };
@@ -127,7 +98,9 @@ void Forwarder::forward(Batch& batch, const PortPolicy& source, const BridgeView
     }
     out.close(list);
     list = {};
-    if (!scratch_->forward_long(batch, run, source, bridge, counters, out)) break;
+    for (uint8_t i = run.begin; i < run.end; ++i) {
+      scratch_->forward_one(batch.frames[i], i, source, bridge, counters, out);
+    }
   }
   out.close(list);
   if (passed != 0) counters.forwarded.add(passed);
@@ -179,32 +152,16 @@ uint32_t Forwarder::Scratch::ask(Batch& batch, const PortPolicy& source, FdbTabl
   return static_cast<uint32_t>(next - runs.data());
 }
 
-// The long way of a run. False: the batch ends with it, or within it.
-[[gnu::noinline]] bool Forwarder::Scratch::forward_long(Batch& batch, const Run& run, const PortPolicy& source,
-                                                        const BridgeView& bridge, PortWorkerCounters& counters,
-                                                        Groups& out) {
-  for (uint32_t i = run.begin; i < run.end; ++i) {
-    forward_one(batch, static_cast<uint8_t>(i), source, bridge, counters, out);
-    if (batch.work >= kTurnWork && batch.divisible && i + 1 < batch.count) {
-      batch.count = i + 1;
-      batch.divided = true;
-      return false;
-    }
-  }
-  return true;
-}
-
 // The long way of one frame: every rule.
-void Forwarder::Scratch::forward_one(Batch& batch, uint8_t number, const PortPolicy& source, const BridgeView& bridge,
+void Forwarder::Scratch::forward_one(Frame& frame, uint8_t number, const PortPolicy& source, const BridgeView& bridge,
                                      PortWorkerCounters& counters, Groups& out) {
-  Frame& frame = batch.frames[number];
   const Admission admission = admit(frame.data(), frame.head_len, source);
   frame.vlan = admission.vlan;
   frame.tci = admission.tci;
   frame.tagged = admission.tagged;
   if (admission.drop != kNoDrop) return counters.drop_rx(admission.drop);
   // Refused and busy ones are tried again with the next frame: limits are raised and entries go.
-  if (source.learning) batch.work += work_of(bridge.fdb->learn(admission.vlan, admission.source, source));
+  if (source.learning) (void)bridge.fdb->learn(admission.vlan, admission.source, source);
   const bool to_all = is_multicast(admission.destination);
   if (!to_all) {
     const PortId found = bridge.fdb->lookup(admission.vlan, admission.destination);
@@ -218,11 +175,8 @@ void Forwarder::Scratch::forward_one(Batch& batch, uint8_t number, const PortPol
   const FloodSet& all = flood_set(admission.vlan, !to_all, source, bridge);
   if (all.ports().empty()) return counters.drop_rx(all.drop());
   for (const PortId port : all.ports()) out.add(port, number);
-  const auto ports = static_cast<uint32_t>(all.ports().size());
-  counters.forwarded.add(ports);
-  if (ports == 1) return;
-  counters.replicated.add(ports - 1);
-  batch.work += (ports - 1) * (kCopyWork + frame.len / kCopyBytesPerWork + segment_work(frame));
+  counters.forwarded.add(all.ports().size());
+  if (all.ports().size() != 1) counters.replicated.add(all.ports().size() - 1);
 }
 
 const FloodSet& Forwarder::Scratch::flood_set(uint16_t vlan, bool unknown, const PortPolicy& source,

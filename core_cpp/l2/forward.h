@@ -72,8 +72,7 @@ class Forwarder {
   Forwarder();
   ~Forwarder();
   // Admit, learn, look up, group. Dropped frames are counted in `counters.rx_drops`; for the others `replicated` and
-  // `forwarded` grow so that received + replicated = forwarded + drops. Sets frame.vlan, tci, tagged. Adds copies for many
-  // ports and new addresses to batch.work, and divides a divisible batch behind the frame with which that is enough.
+  // `forwarded` grow so that received + replicated = forwarded + drops. Sets frame.vlan, tci, tagged.
   void forward(Batch& batch, const PortPolicy& source, const BridgeView& bridge, PortWorkerCounters& counters,
                Groups& out);
   // The plan changed: forget who gets floods.

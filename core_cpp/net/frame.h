@@ -8,7 +8,6 @@
 // the source's memory is never written.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -23,9 +22,6 @@ inline constexpr uint32_t kMaxBatch = 64;
 inline constexpr uint32_t kHeadBytes = 128;     // most bytes of a frame that are loaded into the head
 inline constexpr uint32_t kHeadRoom = 8;        // space in front of the head for a pushed tag
 inline constexpr uint32_t kMaxSegments = 1024;  // body segments of all frames of a batch together
-// A turn of a receive queue ends when its batch has cost so much beyond a batch of plain frames, in dozens of instructions:
-// as much again as 64 plain frames of 64 bytes.
-inline constexpr uint32_t kTurnWork = 1024;
 inline constexpr uint32_t kMaxFrameBytes = 65535 + kEthHeaderBytes + kVlanTagBytes;  // GSO frame; larger is dropped
 
 // A run of bytes of the source's memory. May change under our feet: copy it, never decide on it.
@@ -72,29 +68,16 @@ static_assert(sizeof(Frame) == 192 && offsetof(Frame, head) == 64);
 struct Batch {
   uint32_t count = 0;              // valid frames
   uint32_t segments_used = 0;      // of `segments`
-  uint32_t work = 0;               // what it costs beyond plain frames, as kTurnWork counts
   bool may_have_offloads = false;  // false: no frame of this batch has `offload` set
-  bool divisible = false;          // frames at its end may be left to the next batch: RxQueue::cancel
-  bool divided = false;            // and were: those behind `count`
   std::array<Frame, kMaxBatch> frames;
   std::array<Segment, kMaxSegments> segments;
 
   void clear() {
     count = 0;
     segments_used = 0;
-    work = 0;
-    may_have_offloads = divisible = divided = false;
+    may_have_offloads = false;
   }
 };
-
-// What it costs to cut a large frame beyond what its bytes do, as kTurnWork counts: for the segments that are smaller than 1 KB.
-inline uint32_t segment_work(const Frame& frame) {
-  constexpr uint32_t kSegmentWork = 20, kMostSegments = 256, kPlainBytes = 1024;
-  if (!frame.offload || frame.vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE) return 0;
-  const uint32_t segments = frame.len / std::max<uint32_t>(frame.vnet.gso_size, 1);
-  const uint32_t plain = frame.len / kPlainBytes + 1;
-  return segments <= plain ? 0 : (std::min(segments, kMostSegments) - plain) * kSegmentWork;
-}
 
 inline void plain_copy(uint8_t* to, const uint8_t* from, size_t bytes) { std::memcpy(to, from, bytes); }
 

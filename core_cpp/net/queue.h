@@ -22,11 +22,8 @@ class alignas(64) RxQueue {
 
   // Borrow up to kMaxBatch frames into the cleared `batch`. Every frame taken from the peer is counted in counters();
   // one that cannot be used is also counted in drops.rx_drops and does not appear in the batch. True when anything was
-  // taken, even if all of it was dropped: then release must follow before the next peek. False leaves the batch cleared.
+  // taken, even if all of it was dropped: then release must follow before the next peek.
   virtual bool peek(Batch& batch, PortWorkerCounters& drops) = 0;
-  // Only where peek made the batch divisible, between it and release: `count` of the batch is smaller than peek left it,
-  // and the frames behind stay with the peer, to come again with the next peek.
-  virtual void cancel(const Batch& /*batch*/) {}
   // Give back everything the last peek took and publish it once. notify() follows later.
   virtual void release() = 0;
 

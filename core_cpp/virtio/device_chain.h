@@ -113,13 +113,6 @@ constexpr uint32_t low32(uint64_t word) { return static_cast<uint32_t>(word); }
 constexpr uint16_t bits32(uint64_t word) { return static_cast<uint16_t>(word >> 32); }
 constexpr uint16_t bits48(uint64_t word) { return static_cast<uint16_t>(word >> 48); }
 
-// A descriptor of an indirect table that lies in one region, read once: not even the compiler reads it again.
-inline RawDescriptor load_table_descriptor(const uint8_t* from) {
-  RawDescriptor raw;
-  std::memcpy(&raw, from, sizeof raw);
-  asm volatile("" : "+r"(raw.low), "+r"(raw.high));
-  return raw;
-}
 // A descriptor of an indirect table, read once, wherever it lies: tables need no alignment and may span regions.
 inline bool load_guest_descriptor(GuestCursor& cursor, uint64_t addr, RawDescriptor& out) {
   auto* to = reinterpret_cast<uint8_t*>(&out);
@@ -142,16 +135,10 @@ Walk walk_table(Gather<Piece>& gather, uint64_t table, uint32_t bytes) {
   const auto entries = static_cast<uint32_t>(bytes / sizeof(VringDesc));
   if (bytes % sizeof(VringDesc) != 0 || entries == 0 || entries > kMaxChain) return Walk::kBad;
   if (table + bytes < table) return Walk::kBad;
-  const uint8_t* const host = gather.cursor().whole(table, bytes);  // nullptr if it spans regions, or lies in none
   uint32_t at = 0;
   for (uint32_t i = 0; i < entries; ++i) {
     RawDescriptor raw;
-    const uint64_t offset = uint64_t{at} * sizeof(VringDesc);
-    if (host != nullptr) [[likely]] {
-      raw = load_table_descriptor(host + offset);
-    } else if (!load_guest_descriptor(gather.cursor(), table + offset, raw)) {
-      return Walk::kBad;
-    }
+    if (!load_guest_descriptor(gather.cursor(), table + uint64_t{at} * sizeof(VringDesc), raw)) return Walk::kBad;
     const uint16_t flags = kPacked ? bits48(raw.high) : bits32(raw.high);
     if ((flags & VRING_DESC_F_INDIRECT) != 0) return Walk::kBad;  // 2.7.5.3.1: no table in a table
     const Walk added = gather.add(raw.low, low32(raw.high), flags);

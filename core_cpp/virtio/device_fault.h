@@ -17,7 +17,6 @@ class RingFault {
     kBadHead,      // first: the head, second: ring size
     kBadId,        // first: the buffer id, second: ring size
     kEndlessList,  // second: ring size
-    kLongList,     // first: most descriptors of a list
   };
 
   void set(Kind kind, uint32_t first, uint32_t second) {
@@ -43,8 +42,6 @@ class RingFault {
         return "the driver used buffer id " + first + " in a ring of " + second;
       case kEndlessList:
         return "the driver linked all " + second + " descriptors of the ring without an end";
-      case kLongList:
-        return "the driver linked more than " + first + " descriptors of the ring to one list";
       default:
         return {};
     }

@@ -110,8 +110,7 @@ class PackedRing {
   [[nodiscard]] bool is_idle() const { return !has_more(); }
 
   // Follow the list of `head`, which must be the next one at the read position. Always goes to the end of the list, to
-  // learn its id (in the last descriptor) and how many slots it takes. 2.8.6. Where that is too far the ring ends: as
-  // nobody but us knows where the next list begins, it cannot be passed over.
+  // learn its id (in the last descriptor) and how many slots it takes. 2.8.6.
   template <class Piece>
   Walk walk(Head& head, uint16_t& slots, Gather<Piece>& gather) {
     slots = 1;
@@ -122,8 +121,8 @@ class PackedRing {
     uint16_t flags = head.flags;
     uint32_t at = read_;
     while ((flags & VRING_DESC_F_NEXT) != 0) {
-      if (slots == size_ - outstanding_ || slots == kMaxChain) {
-        fault_.set(slots == kMaxChain ? RingFault::kLongList : RingFault::kEndlessList, kMaxChain, size_);
+      if (slots == size_ - outstanding_) {
+        fault_.set(RingFault::kEndlessList, 0, size_);
         return Walk::kBroken;
       }
       if (++at == size_) at = 0;
@@ -131,6 +130,7 @@ class PackedRing {
       const RawDescriptor raw = load_descriptor(descriptors_ + size_t{at} * sizeof(VringPackedDesc));
       flags = bits48(raw.high);
       head.id = bits32(raw.high);
+      if (slots > kMaxChain) result = Walk::kBad;
       if (result == Walk::kOk) result = add_direct(gather, raw.low, low32(raw.high), flags);
     }
     if (head.id >= size_) {
@@ -149,8 +149,6 @@ class PackedRing {
   }
 
   [[nodiscard]] uint32_t mark() const { return taken_; }
-  // At most kMaxBatch chains after the last publish(): those are not written to the ring yet.
-  void give_back(uint32_t chains) { rollback(taken_ - chains); }
   void reserve_taken(uint32_t chains) {
     if (taken_ + chains > kMaxTaken) [[unlikely]]
       write_back();

@@ -7,10 +7,6 @@
 // descriptor, takes a short path in both; anything else (several descriptors, indirect tables, buffers across regions)
 // is gathered into the batch's segment pool. The virtio-net header is read only if an offload was negotiated: it usually
 // lies in a line of its own. If lines come from far, those of the bodies are given back before release (line_watch.h).
-//
-// A batch ends by work, too (kTurnWork), and what is left waits for the queue's next turn: descriptors and kilobytes of frames
-// that did not take the short path count, and small segments, which make many frames of few. A chain that is dropped is a
-// batch of its own, so that frame n of a batch is always chain n and frames can be left to the next one.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +35,6 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
   DeviceRxImpl(const DeviceRingConfig& config, QueueCounters& counters, RingArgs... ring_args)
       : Base(config, counters, ring_args...),
         max_frame_bytes_(std::min(config.max_frame_bytes, kMaxFrameBytes)),
-        plain_bytes_(std::min(max_frame_bytes_, kPlainBytes)),
         rules_(driver_offloads(config.features)),
         bodies_(config.far_ticks) {}
 
@@ -49,16 +44,13 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
       return deliver_injected(batch);
     }
     if (ring_.is_idle()) return false;
-    batch.divisible = true;
-    taken_ = 0;
-    const uint32_t staged = stage(batch, drops);
-    if (taken_ == 0) [[unlikely]] {
-      batch.clear();
-      return false;
-    }
+    staged_count_ = 0;
+    const uint32_t taken = stage(batch, drops);
+    if (taken == 0) return false;
     if (bodies_.due()) [[unlikely]]
-      look_at_body(batch, staged);
-    bytes_ = fill(batch, staged, drops);
+      look_at_body(batch);
+    this->counters_->frames.add(taken);
+    this->counters_->bytes.add(fill(batch, drops));
     if (!this->enabled_) [[unlikely]] {  // vhost-user "Ring states": a started but disabled ring discards
       drops.drop_rx(DropReason::kQueueDisabled, batch.count);
       batch.count = 0;
@@ -66,16 +58,9 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     return true;
   }
 
-  void cancel(const Batch& batch) override {
-    for (uint32_t i = batch.count; i < taken_; ++i) bytes_ -= batch.frames[i].len;
-    keep_taken(batch.count);
-  }
-  // Counts, too: what was cancelled comes again.
   void release() override {
     if (bodies_.far()) [[unlikely]]
       give_back_bodies(*batch_);
-    this->counters_->frames.add(taken_);
-    this->counters_->bytes.add(bytes_);
     ring_.publish();
   }
   [[nodiscard]] uint32_t line_ticks() const override { return bodies_.ticks(); }
@@ -102,39 +87,37 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     uint32_t len;
     std::array<uint8_t, kHeadBytes> bytes;
   };
-  // What counts beyond the short path: half a dozen frames of 64 KB in 17 to 45 pieces are a turn.
-  static constexpr uint32_t kDescriptorWork = 4;
-  static constexpr uint32_t kBytesPerWork = 1024;
-  // The longest frame of the short path, where bytes are not counted: a jumbo frame.
-  static constexpr uint32_t kPlainBytes = 9728;
+  // Descriptors looked at in one peek, so that one guest's strange chains cannot hold up the others.
+  static constexpr uint32_t kMaxSteps = 2 * kMaxChain;
 
-  // Take available chains: length and payload in their frames, pieces in the pool, prefetches under way. How many frames.
+  // Take available chains: length and payload in their frames, pieces in the pool, prefetches under way. How many.
   uint32_t stage(Batch& batch, PortWorkerCounters& drops) {
-    uint32_t staged = 0;
-    do {
-      const Taken run = stage_run(batch, staged);
-      taken_ = staged += run.count;
+    uint32_t taken = 0;
+    uint32_t steps = 0;
+    while (taken < kMaxBatch && steps < kMaxSteps) {
+      const Taken run = stage_run(batch, kMaxBatch - taken);
+      taken += run.count;
       // None left is all there is: another look would only take the driver's line away while it writes the next ones.
       Head head;
       if (!run.left_one || !ring_.fetch(head)) break;
       if ((head.flags & kFlagsOfInterest) == 0 && cursor_.moves_to(head.addr, head.len)) {
-        batch.work += kDescriptorWork;
+        ++steps;
         continue;
       }
-      if (!stage_chain(batch, staged, drops, head)) break;
-      taken_ = ++staged;
-    } while (staged < kMaxBatch && batch.work < kTurnWork);
-    return staged;
+      if (!stage_chain(batch, drops, head, steps)) break;
+      ++taken;
+    }
+    return taken;
   }
 
   // The common chains at the read position: one readable descriptor, within the cursor's window, that holds header and
-  // frame. Apart, so that it has the registers for itself.
-  [[gnu::noinline]] Taken stage_run(Batch& batch, uint32_t staged) {
+  // frame.
+  Taken stage_run(Batch& batch, uint32_t most) {
     const uint32_t header_bytes = header_bytes_;
-    const uint32_t longest = plain_bytes_ - kEthHeaderBytes;
+    const uint32_t longest = max_frame_bytes_ - kEthHeaderBytes;
     const GuestCursor::Window window = cursor_.window();
-    Frame* frame = batch.frames.data() + staged;
-    return ring_.take_each(kMaxBatch - staged, [&](const Head& head, uint32_t& /*written*/) {
+    Frame* frame = batch.frames.data() + staged_count_;
+    const Taken taken = ring_.take_each(most, [&](const Head& head, uint32_t& /*written*/) {
       const uint32_t len = head.len - header_bytes;  // wraps to something huge when the header does not fit
       if ((head.flags & kFlagsOfInterest) != 0 || len - kEthHeaderBytes > longest) [[unlikely]]
         return false;
@@ -150,56 +133,56 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
       ++frame;
       return true;
     });
+    staged_count_ += taken.count;
+    return taken;
   }
 
-  // Any other chain as frame `staged`. False: it ends the batch; if the batch has frames, it is left for the next peek.
-  [[gnu::noinline]] bool stage_chain(Batch& batch, uint32_t staged, PortWorkerCounters& drops, Head& head) {
+  // Any other chain. False: leave it for the next peek (no room in the pool), or the ring broke.
+  bool stage_chain(Batch& batch, PortWorkerCounters& drops, Head& head, uint32_t& steps) {
     const uint32_t first = batch.segments_used;
     Gather<Segment> gather(cursor_, batch.segments.data() + first, kMaxSegments - first);
     uint16_t slots = 1;
     const Walk walk = ring_.walk(head, slots, gather);
-    const uint64_t total = gather.total();
-    batch.work += std::max<uint32_t>(gather.work(), slots) * kDescriptorWork;
-    if (walk == Walk::kBroken) return false;
-    const uint32_t header_bytes = header_bytes_;
-    if (walk == Walk::kOk && total >= header_bytes + kEthHeaderBytes && total <= header_bytes + max_frame_bytes_) {
-      Frame& frame = batch.frames[staged];
-      frame.len = static_cast<uint32_t>(total) - header_bytes;
-      frame.body.data = nullptr;  // in pieces
-      frame.segments = &batch.segments[first];
-      frame.segment_count = static_cast<uint16_t>(gather.count());
+    steps += std::max<uint32_t>(gather.work(), slots);
+    if (walk == Walk::kBroken || (walk == Walk::kFull && first != 0)) return false;
+    ring_.take(head.id, slots, 0);
+    if (walk != Walk::kOk || gather.total() < header_bytes_) {
+      this->malformed_.add(1);
+      drops.drop_rx(DropReason::kMalformedDescriptor);
+    } else if (gather.total() < header_bytes_ + kEthHeaderBytes) {
+      drops.drop_rx(DropReason::kFrameTooShort);
+    } else if (gather.total() > uint64_t{header_bytes_} + max_frame_bytes_) {
+      drops.drop_rx(DropReason::kFrameTooLong);
+    } else {
+      Frame& staged = batch.frames[staged_count_++];
+      staged.len = static_cast<uint32_t>(gather.total()) - header_bytes_;
+      staged.body.data = nullptr;  // in pieces
+      staged.segments = &batch.segments[first];
+      staged.segment_count = static_cast<uint16_t>(gather.count());
       batch.segments_used = first + gather.count();
-      batch.work += frame.len / kBytesPerWork;
       for (uint32_t i = first; i < std::min(first + 2, batch.segments_used); ++i) {
         prefetch_read(batch.segments[i].data);
         prefetch_read(batch.segments[i].data + std::min(batch.segments[i].len, 64U) - 1);
       }
-      ring_.take(head.id, slots, 0);
-      return true;
     }
-    if (staged != 0) return false;
-    ring_.take(head.id, slots, 0);
-    taken_ = 1;
-    if (walk != Walk::kOk || total < header_bytes) {
-      this->malformed_.add(1);
-      drops.drop_rx(DropReason::kMalformedDescriptor);
-    } else {
-      drops.drop_rx(total < header_bytes + kEthHeaderBytes ? DropReason::kFrameTooShort : DropReason::kFrameTooLong);
-    }
-    return false;
+    return true;
   }
 
-  // Load the heads of `staged` frames and complete them. The bytes of those that were taken.
-  uint64_t fill(Batch& batch, uint32_t staged, PortWorkerCounters& drops) {
+  // Load every head and complete the frames that were staged, in place, or further front behind one that is dropped. The
+  // bytes of all that were staged.
+  uint64_t fill(Batch& batch, PortWorkerCounters& drops) {
     const uint32_t header_bytes = header_bytes_;
+    const Frame* staged = batch.frames.data();
+    const Frame* const end = staged + staged_count_;
     Frame* frame = batch.frames.data();
-    const Frame* const end = frame + staged;
     uint64_t bytes = 0;
-    for (; frame != end; ++frame) {
-      const uint32_t len = frame->len;
+    for (; staged != end; ++staged) {
+      const uint32_t len = staged->len;
       const uint32_t head_len = std::min(len, kHeadBytes);
-      const uint8_t* const payload = frame->body.data;
+      const uint8_t* const payload = staged->body.data;
       VnetHeader header;
+      bytes += len;
+      frame->len = len;
       frame->head_len = head_len;
       if (payload != nullptr) [[likely]] {
         copy_short(frame->head, payload, head_len);
@@ -208,33 +191,28 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
         frame->segment_count = len > kHeadBytes ? 1 : 0;
         frame->body = {payload + kHeadBytes, len - head_len};
       } else {
-        fill_from_pieces(batch, *frame, header);
+        fill_from_pieces(batch, *staged, *frame, header);
       }
       frame->clear_marks();
       if constexpr (kOffload) {
         if (!accept_net_header(rules_, header, frame->head, head_len, len)) [[unlikely]] {
-          bytes += end_at_bad_frame(static_cast<uint32_t>(frame - batch.frames.data()), len, drops);
-          break;
+          drops.drop_rx(DropReason::kBadOffload);
+          continue;
         }
         frame->offload = header.flags != 0;
         batch.may_have_offloads |= frame->offload;
         frame->vnet = header;
-        if (header.gso_type != VIRTIO_NET_HDR_GSO_NONE && ends_with_segments(batch, *frame)) [[unlikely]] {
-          bytes += len;
-          ++frame;
-          break;
-        }
       }
-      bytes += len;
+      ++frame;
     }
     batch.count = static_cast<uint32_t>(frame - batch.frames.data());
     return bytes;
   }
 
   // How far is the last whole line of a staged frame's body, the one that prefetchers reach last?
-  [[gnu::noinline, gnu::cold]] void look_at_body(const Batch& batch, uint32_t count) {
+  [[gnu::noinline, gnu::cold]] void look_at_body(const Batch& batch) {
     constexpr uint32_t kLeast = kHeadBytes + kLeastBody;
-    for (uint32_t i = 0; i < count && bodies_.wants_line(); ++i) {
+    for (uint32_t i = 0; i < staged_count_ && bodies_.wants_line(); ++i) {
       const Frame& staged = batch.frames[i];
       const Segment last = staged.body.data != nullptr ? Segment{staged.body.data, staged.len}
                                                        : staged.segments[staged.segment_count - 1];
@@ -243,34 +221,10 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
     bodies_.note_none();
   }
 
-  // A frame that is dropped is alone, as any such chain: if it is not the first one it stays for the next batch. Its bytes
-  // if it was taken.
-  [[gnu::noinline, gnu::cold]] uint32_t end_at_bad_frame(uint32_t number, uint32_t bytes, PortWorkerCounters& drops) {
-    keep_taken(std::max(number, 1U));
-    if (number != 0) return 0;
-    drops.drop_rx(DropReason::kBadOffload);
-    return bytes;
-  }
-  // Counts the segments that are smaller than they need to be. True: with them the batch has cost enough.
-  [[gnu::noinline]] bool ends_with_segments(Batch& batch, const Frame& frame) {
-    const uint32_t work = segment_work(frame);
-    batch.work += work;
-    const auto kept = static_cast<uint32_t>(&frame - batch.frames.data()) + 1;
-    if (work == 0 || batch.work < kTurnWork || kept == taken_) return false;
-    keep_taken(kept);
-    return true;
-  }
-
-  // All chains but the first `frames` of this batch stay with the guest.
-  void keep_taken(uint32_t frames) {
-    ring_.give_back(taken_ - frames);
-    taken_ = frames;
-  }
-
   // Header and head may be spread over any number of pieces, at any boundary (virtio 1.3 2.7.4).
-  void fill_from_pieces(Batch& batch, Frame& frame, VnetHeader& header) {
-    Segment* piece = &batch.segments[static_cast<size_t>(frame.segments - batch.segments.data())];
-    Segment* const end = piece + frame.segment_count;
+  void fill_from_pieces(Batch& batch, const Frame& staged, Frame& frame, VnetHeader& header) {
+    Segment* piece = &batch.segments[static_cast<size_t>(staged.segments - batch.segments.data())];
+    Segment* const end = piece + staged.segment_count;
     std::array<uint8_t, kNetHeaderBytes> raw;
     consume(piece, raw.data(), header_bytes_);
     if constexpr (kOffload) std::memcpy(&header, raw.data(), sizeof header);
@@ -304,19 +258,17 @@ class DeviceRxImpl final : public DeviceQueue<DeviceRx, Ring> {
       std::memcpy(frame.head, injected_[i].bytes.data(), frame.len);
       bytes += frame.len;
     }
-    taken_ = injected_count_;
-    bytes_ = bytes;
+    this->counters_->frames.add(injected_count_);
+    this->counters_->bytes.add(bytes);
     injected_count_ = 0;
     return true;
   }
 
   const uint32_t max_frame_bytes_;
-  const uint32_t plain_bytes_;
   const OffloadRules rules_;
   LineWatch bodies_;
   const Batch* batch_ = nullptr;  // of the last peek
-  uint32_t taken_ = 0;            // chains of the last peek, and the bytes of their frames
-  uint64_t bytes_ = 0;
+  uint32_t staged_count_ = 0;     // frames of the batch between stage() and fill(): length and where the payload is
   uint32_t injected_count_ = 0;
   std::array<Injected, 4> injected_;
 };

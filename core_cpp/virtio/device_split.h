@@ -119,8 +119,6 @@ class SplitRing {
 
   // A position to come back to: chains taken since `mark` are un-taken, or will be returned empty.
   [[nodiscard]] uint32_t mark() const { return read_; }
-  // The last `chains` that were taken are available again.
-  void give_back(uint32_t chains) { read_ = static_cast<uint16_t>(read_ - chains); }
   void reserve_taken(uint32_t /*chains*/) {}
   void rollback(uint32_t mark) { read_ = static_cast<uint16_t>(mark); }
   void empty_since(uint32_t mark) {

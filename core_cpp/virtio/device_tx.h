@@ -7,10 +7,6 @@
 // if all of them are there, because they must be returned together. The virtio-net header is compared before it is
 // written: in a steady flow it does not change, and its cache line then stays with the guest. If lines go far,
 // bodies are written past the cache (line_watch.h).
-//
-// To look at buffers on the long path costs whoever sends, so a guest has a credit for it: so much for each frame that is
-// meant for it, so much for its bytes. Beyond that it owes, and when it owes a long chain it gets no frame the long way
-// until others have paid for it: it loses what its own buffers make dear.
 #pragma once
 
 #include <algorithm>
@@ -65,13 +61,11 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     uint32_t done = 0;
     sent_ = 0;
     sent_bytes_ = 0;
-    if (steps_ != 0) [[unlikely]]
-      steps_ -= std::min(steps_, wanted * kStepsPerFrame);  // for what earlier calls looked at
+    steps_ = 0;
     while (done < wanted) {
       const Taken run = send_run(batch, index.data() + done, wanted - done);
       done += run.count;
       if (!run.left_one) break;
-      most_steps_ = kMaxSteps + wanted * kStepsPerFrame;
       if (is_elsewhere()) continue;
       if (!send_long(batch.frames[index[done]], drops)) break;
       ++done;
@@ -86,18 +80,13 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   [[nodiscard]] uint32_t line_ticks() const override { return bodies_.ticks(); }
 
  private:
-  // Descriptors looked at on the long path beyond what the frames of this call pay for: no further chain then. So any legal
-  // one passes once.
-  static constexpr uint32_t kMaxSteps = kMaxChain;
-  // What pays: a frame for as many as a driver without mergeable buffers hangs into a buffer of 64 KB, a large frame for
-  // buffers of half a kilobyte.
-  static constexpr uint32_t kStepsPerFrame = 24;
-  static constexpr uint32_t kBytesPerStep = 512;
+  // Descriptors looked at in one send beyond the simple ones.
+  static constexpr uint32_t kMaxSteps = 4 * kMaxChain;
 
   // The next buffer stopped send_run() only because it lies in another region, which the cursor has moved to now.
   bool is_elsewhere() {
     Head head;
-    if (steps_ >= most_steps_ || !ring_.fetch(head)) return false;
+    if (steps_ >= kMaxSteps || !ring_.fetch(head)) return false;
     if ((head.flags & kFlagsOfInterest) != VRING_DESC_F_WRITE || !cursor_.moves_to(head.addr, head.len)) return false;
     ++steps_;
     return true;
@@ -197,9 +186,8 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   // dealt with: no room, or the ring broke.
   bool send_long(const Frame& frame, PortWorkerCounters& drops) {
     const uint32_t need = header_bytes_ + frame.len;
-    steps_ -= std::min(steps_, need / kBytesPerStep);
-    // Bad buffers go back empty.
-    while (steps_ < most_steps_) {
+    // Bad buffers go back empty. A guest whose buffers cost too much to look at gets no more frames in this call.
+    while (steps_ < kMaxSteps) {
       ring_.reserve_taken(kMaxTaken);
       const uint32_t mark = ring_.mark();
       uint32_t pieces = 0;
@@ -230,7 +218,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
     while (total < need) {
       if (buffers == kMaxTaken || (!kMergeable && buffers == 1)) return Walk::kFull;
       Head head;
-      if (steps_ >= most_steps_ || !ring_.fetch(head)) return Walk::kBroken;
+      if (steps_ >= kMaxSteps || !ring_.fetch(head)) return Walk::kBroken;
       Gather<WritePiece> gather(cursor_, pieces_.data() + pieces, kMaxChain - pieces);
       uint16_t slots = 1;
       const Walk walk = ring_.walk(head, slots, gather);
@@ -309,8 +297,7 @@ class DeviceTxImpl final : public DeviceQueue<DeviceTx, Ring> {
   bool far_or_look_ = false;  // either, since this send() began: one test for frames of every day
   uint32_t sent_ = 0;         // of the send() under way
   uint64_t sent_bytes_ = 0;
-  uint32_t steps_ = 0;  // owed, of earlier calls too
-  uint32_t most_steps_ = 0;
+  uint32_t steps_ = 0;
   std::array<WritePiece, kMaxChain> pieces_;
 };
 

@@ -32,7 +32,6 @@ CaptureRx::CaptureRx(RxQueue& behind, uint16_t number, Captures captures, const 
 
 bool CaptureRx::peek(Batch& batch, PortWorkerCounters& drops) {
   if (!behind_.peek(batch, drops)) return false;
-  batch.divisible = false;  // what was shown has passed
   const uint64_t now = realtime_ns();
   for (uint32_t i = 0; i < batch.count; ++i) {
     const Frame& frame = batch.frames[i];

@@ -33,9 +33,6 @@ constexpr uint64_t kPatienceNs = 20'000'000;
 constexpr uint32_t kLooksPerNudge = 20;
 constexpr int kBlockMs = 1000;  // a blocked worker still turns over once a second, so that its counters move
 
-// What a batch may cost beyond its turn without the loss of the next one, as the last frame of it always costs some.
-constexpr uint32_t kLeeway = kTurnWork / 4;
-
 // A peer can make its eventfd blocking and full behind our back, and a worker that writes to it then hangs. This signal
 // ends the call with EINTR; what it does else is nothing.
 const int kNudgeSignal = SIGRTMIN + 5;
@@ -160,60 +157,19 @@ void Worker::adopt(const Plan* plan) {
   for (const PlanTx& tx : mine_->tx) queues += tx.queues.size();
   owed_rx_.reserve(mine_->rx.size());
   owed_tx_.reserve(queues);
-  solvent_.reserve(mine_->rx.size());
-  debts_.assign(mine_->rx.size(), 0);
-  debtors_ = 0;
-  give_turns(mine_->rx);
   // Pairs with wait_passed: all uses of older plans happen before.
   seen_generation_.store(plan->generation, std::memory_order_release);
 }
 
 bool Worker::poll_all() {
   bool worked = false;
-  for (const PlanRx *rx = turns_begin_, *const end = turns_end_; rx != end; ++rx) worked |= pass(*rx);
+  for (const PlanRx& rx : mine_->rx) worked |= pass(rx);
   if (worked) notify_all();
-  if (debtors_ != 0) [[unlikely]]
-    return settle(worked);
   return worked;
 }
 
-// The end of a loop that began or went on with debts.
-bool Worker::settle(bool worked) {
-  if (!worked) {  // nobody is in the way of those who owe
-    std::fill(debts_.begin(), debts_.end(), 0);
-    debtors_ = 0;
-    give_turns(mine_->rx);
-    return true;  // and they may have frames
-  }
-  solvent_.clear();
-  debtors_ = 0;
-  for (size_t i = 0; i < debts_.size(); ++i) {
-    if (debts_[i] < kTurnWork + kLeeway) {
-      debts_[i] = 0;
-      solvent_.push_back(mine_->rx[i]);
-    } else {
-      debts_[i] -= kTurnWork;
-      ++debtors_;
-    }
-  }
-  give_turns(debtors_ == 0 ? mine_->rx : solvent_);
-  return true;
-}
-
-void Worker::give_turns(const std::vector<PlanRx>& queues) {
-  turns_begin_ = queues.data();
-  turns_end_ = queues.data() + queues.size();
-}
-
-// The batch cost more than a turn.
-void Worker::owe(const PlanRx& rx) {
-  const auto same = [&rx](const PlanRx& other) { return other.queue == rx.queue; };
-  const auto place = std::find_if(mine_->rx.begin(), mine_->rx.end(), same);
-  debts_[static_cast<size_t>(place - mine_->rx.begin())] = batch_.work;
-  ++debtors_;
-}
-
 bool Worker::pass(const PlanRx& rx) {
+  batch_.clear();
   if (!rx.queue->peek(batch_, *rx.counters)) return false;
   if (batch_.count != 0) {
     forwarder_.forward(batch_, *rx.policy, *rx.bridge, *rx.counters, groups_);
@@ -222,12 +178,7 @@ bool Worker::pass(const PlanRx& rx) {
     counters_.frames.add(batch_.count);
     counters_.batch_frames[batch_bucket(batch_.count)].add(1);
   }
-  if (batch_.work >= kTurnWork) [[unlikely]] {
-    if (batch_.divided) rx.queue->cancel(batch_);
-    if (batch_.work >= kTurnWork + kLeeway) owe(rx);
-  }
   rx.queue->release();
-  batch_.clear();  // for the next one: here, since most looks find nothing
   owed_rx_.push_back(rx.queue);
   const uint64_t now = tsc_now();
   rx.load->busy_tsc.add(now - last_tsc_);

@@ -6,9 +6,6 @@
 // destination's group, give the batch back); then one full fence and all notifications that the loop left owing. Nothing
 // in it locks, allocates or calls the kernel, but for those notifications and for going to sleep.
 //
-// - Fairness: a turn of a queue is one batch, which its queue and the forwarder end when it has cost enough (kTurnWork). What
-//   a batch cost beyond that its queue owes: it misses turns, one for each kTurnWork, while other queues have frames. When
-//   they have none, nothing is owed any more.
 // - Quiescence: `seen_generation` is stored (release) after a plan was adopted. When it has reached G, the worker holds no
 //   pointer of any plan before G: the control side may free those plans and change the queues they named.
 // - Sleep (adaptive): spin, then pause, then short naps, then ask every queue for notifications, look once more (arm), and
@@ -83,9 +80,6 @@ class Worker {
   void adopt(const Plan* plan);
   bool poll_all();
   bool pass(const PlanRx& rx);
-  void owe(const PlanRx& rx);
-  bool settle(bool worked);
-  void give_turns(const std::vector<PlanRx>& queues);
   void send_groups(const PlanRx& rx);
   void notify_all();
   void account(bool worked);
@@ -112,11 +106,6 @@ class Worker {
   // The worker's own.
   alignas(64) const Plan* current_ = nullptr;
   const WorkerPlan* mine_ = nullptr;
-  const PlanRx* turns_begin_ = nullptr;  // who has a turn in this loop: all of mine_->rx, or solvent_
-  const PlanRx* turns_end_ = nullptr;
-  std::vector<PlanRx> solvent_;  // those of mine_->rx that owe nothing
-  std::vector<uint32_t> debts_;  // for each of mine_->rx: work
-  uint32_t debtors_ = 0;
   uint64_t last_tsc_ = 0;
   uint64_t idle_since_tsc_ = 0;
   static constexpr uint64_t kResting = UINT64_MAX;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "l2/forward.h"
 
-#include <functional>
 #include <map>
 #include <random>
 
@@ -58,59 +57,6 @@ TEST_CASE("Forwarder: order within source and destination is kept, floods includ
   }
   CHECK(out.at(2).size() == kMaxBatch);
   CHECK(out.at(3).size() == kMaxBatch - 21);
-}
-
-// What is dear makes a batch end where its queue can take the rest back; `dealt_with` says after how many frames.
-TEST_CASE("Forwarder: a batch ends when copies and new addresses have cost enough") {
-  struct Row {
-    const char* what;
-    PortId ports;
-    uint32_t mac_limit;
-    std::function<Bytes(uint8_t)> frame;
-    bool divisible;
-    uint32_t dealt_with;
-    uint16_t gso_size = 0;
-  };
-  const auto to_one = [](uint8_t i) { return frame(kB, kA, i); };
-  const auto to_all = [](uint8_t i) { return frame(kMacBroadcast, kA, i); };
-  const auto large_to_all = [](uint8_t i) {
-    Bytes large = frame(kMacBroadcast, kA, i);
-    large.resize(65000);
-    return large;
-  };
-  const auto to_all_cut = [](uint8_t i) {
-    Bytes large = frame(kMacBroadcast, kA, i);
-    large.resize(1600);
-    return large;
-  };
-  const auto of_anyone = [](uint8_t i) { return frame(kB, Mac{0x020000001000} + i); };
-  const std::vector<Row> rows = {
-      {"to one port", 40, 1000, to_one, true, 64},
-      {"flooded to two ports", 3, 1000, to_all, true, 64},
-      {"flooded to 39 ports", 40, 1000, to_all, true, 4},
-      {"flooded to 39 ports, from a queue that takes nothing back", 40, 1000, to_all, false, 64},
-      {"of 64 KB flooded to two ports", 3, 1000, large_to_all, true, 2},
-      {"of 64 KB flooded to 39 ports", 40, 1000, large_to_all, true, 1},
-      {"of 200 small segments flooded to two ports", 3, 1000, to_all_cut, true, 1, 8},
-      {"from ever new addresses", 3, 1000, of_anyone, true, 16},
-      {"from ever new addresses into a full table", 3, 2, of_anyone, true, 2},
-  };
-  for (const Row& row : rows) {
-    CAPTURE(row.what);
-    std::vector<PortPolicy> ports;
-    for (PortId id = 1; id <= row.ports; ++id) ports.push_back(plain(id));
-    World world(ports, row.mac_limit);
-    world.fdb->set(0, kB, 2, FdbOwner::kStatic);
-    world.send(1, frame(kB, kA));
-    std::vector<Bytes> frames;
-    for (uint8_t i = 0; i < kMaxBatch; ++i) frames.push_back(row.frame(i));
-    world.divisible = row.divisible;
-    world.gso_size = row.gso_size;
-    const auto out = world.send(1, frames);
-    CHECK(world.batch->count == row.dealt_with);
-    CHECK(world.batch->divided == (row.dealt_with < kMaxBatch));
-    CHECK(out.at(2).size() == row.dealt_with);
-  }
 }
 
 TEST_CASE("Forwarder: a move is followed by the frames after it, in the same batch too") {

@@ -84,15 +84,9 @@ class World {
     REQUIRE(frames.size() <= kMaxBatch);
     batch->clear();
     for (const Bytes& frame : frames) load(frame);
-    for (uint32_t i = 0; i < batch->count && gso_size != 0; ++i) {
-      batch->frames[i].offload = true;
-      batch->frames[i].vnet.gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
-      batch->frames[i].vnet.gso_size = gso_size;
-    }
-    batch->divisible = divisible;
     groups->clear();
+    received += frames.size();
     forwarder->forward(*batch, policy(from), bridge, counters, *groups);
-    received += batch->count;
     std::map<PortId, std::vector<Bytes>> out;
     for (const PortId to : groups->touched()) {
       if (!bridge.vlan_transparent) shape_group(*batch, groups->of(to), *bridge.ports[to]);
@@ -127,8 +121,6 @@ class World {
   std::unique_ptr<Batch> batch = std::make_unique<Batch>();
   std::unique_ptr<Groups> groups = std::make_unique<Groups>();
   uint64_t received = 0, copies = 0;
-  bool divisible = false;  // batches, as a guest's queue makes them
-  uint16_t gso_size = 0;   // of their frames, if they are to be cut
 
  private:
   void load(const Bytes& bytes) {

@@ -104,16 +104,14 @@ TEST_CASE("DeviceRx: a bad chain is returned empty, counted, and the ring goes o
       add_good_frame(guest);
       bad.add(guest);
       add_good_frame(guest);
-      for (const uint32_t frames : {1U, 0U, 1U}) {  // a bad one is a batch of its own
-        REQUIRE(pass.peek(*rx));
-        REQUIRE(pass.batch->count == frames);
-        if (frames != 0) CHECK(bytes_of(pass.batch->frames[0]) == pattern_frame(64, 77));
-        rx->release();
-      }
+      REQUIRE(pass.peek(*rx));
+      CHECK(pass.batch->count == 2);
+      CHECK(bytes_of(pass.batch->frames[1]) == pattern_frame(64, 77));
       CHECK(pass.rx_drops(bad.reason) == 1);
       CHECK(pass.all_rx_drops() == 1);
       CHECK(pass.counters.frames.get() == 3);
       CHECK(rx->malformed() == (bad.reason == DropReason::kMalformedDescriptor ? 1 : 0));
+      rx->release();
       const auto used = guest.reap();
       REQUIRE(used.size() == 3);
       CHECK(used[1].len == 0);
@@ -170,12 +168,10 @@ TEST_CASE("DeviceRx: split chains that loop or leave the table are bad chains") 
       guest.next_desc = 2;
       guest.offer(0);
       add_good_frame(guest);
-      for (const uint32_t frames : {0U, 1U}) {
-        REQUIRE(pass.peek(*rx));
-        CHECK(pass.batch->count == frames);
-        rx->release();
-      }
+      REQUIRE(pass.peek(*rx));
+      CHECK(pass.batch->count == 1);
       CHECK(pass.rx_drops(DropReason::kMalformedDescriptor) == 1);
+      rx->release();
       CHECK(guest.reap().size() == 2);
     }
   }
@@ -289,7 +285,7 @@ TEST_CASE("DeviceRx: a packed list without an end breaks the ring") {
       *guest.slot(i) = {kBuffer, 60, i, static_cast<uint16_t>(packed_avail_flags(true) | kNext)};
     }
     CHECK_FALSE(pass.peek(*rx));
-    CHECK(rx->broken().find(size <= 1024 ? "without an end" : "more than 1024 descriptors") != std::string::npos);
+    CHECK(rx->broken().find("without an end") != std::string::npos);
   }
 }
 
@@ -345,16 +341,36 @@ TEST_CASE("DeviceRx: a header that asks for the impossible costs its frame") {
           guest.add({{at, bytes}});
         }
       }
-      for (const uint32_t frames : {1U, 0U, 0U}) {
-        REQUIRE(pass.peek(*rx));
-        CHECK(pass.batch->count == frames);
-        if (frames != 0) CHECK(pass.batch->frames[0].offload);
-        rx->release();
-      }
+      REQUIRE(pass.peek(*rx));
+      CHECK(pass.batch->count == 1);
+      CHECK(pass.batch->frames[0].offload);
       CHECK(pass.rx_drops(DropReason::kBadOffload) == 2);
       CHECK(pass.counters.frames.get() == 3);
+      rx->release();
       CHECK(guest.reap().size() == 3);
     }
+  }
+}
+
+TEST_CASE("DeviceRx: expensive chains end the batch, not the worker") {
+  // 64 chains of 1024 empty descriptors each: looked at a few at a time.
+  for (const uint64_t features : both_rings(kWithTables)) {
+    RawGuest guest(features, 256);
+    Pass pass;
+    auto rx = make_device_rx(guest.config(), pass.counters);
+    const std::vector<Desc> chain(1024, Desc{kBuffer, 0});
+    for (int i = 0; i < 64; ++i) guest.add_indirect(chain, kTable);
+    REQUIRE(pass.peek(*rx));
+    CHECK(pass.counters.frames.get() < 16);
+    rx->release();
+    int peeks = 1;
+    while (pass.peek(*rx)) {
+      rx->release();
+      ++peeks;
+    }
+    CHECK(peeks > 4);
+    CHECK(pass.counters.frames.get() == 64);
+    CHECK(pass.rx_drops(DropReason::kMalformedDescriptor) == 64);
   }
 }
 
@@ -473,6 +489,21 @@ TEST_CASE("DeviceTx: a split chain that loops is a bad buffer") {
   CHECK(tx->send(*frame.batch, frame.index, pass.drops) == 0);
   CHECK(guest.reap().size() == 1);
   CHECK(tx->malformed() == 1);
+}
+
+TEST_CASE("DeviceTx: a guest of a thousand tiny buffers gets nothing, soon") {
+  for (const uint64_t features : both_rings(kWithTables | feature_mask(VIRTIO_NET_F_MRG_RXBUF))) {
+    RawGuest guest(features, 1024);
+    Pass pass;
+    auto tx = make_device_tx(guest.config(), pass.counters);
+    std::vector<Desc> chain(1024, Desc{kBuffer, 0, kWrite});
+    chain.back().len = 12;
+    for (int i = 0; i < 1024; ++i) guest.add_indirect(chain, kTable);
+    OneFrame frame;
+    CHECK(tx->send(*frame.batch, frame.index, pass.drops) == 0);
+    CHECK(guest.reap().empty());
+    CHECK(tx->broken().empty());
+  }
 }
 
 }  // namespace

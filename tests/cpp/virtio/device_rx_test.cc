@@ -277,8 +277,8 @@ TEST_CASE("DeviceRx: a disabled ring takes and discards") {
     CHECK(pass.peek(*rx));
     CHECK(pass.batch->count == 0);
     CHECK(pass.rx_drops(DropReason::kQueueDisabled) == 3);
-    rx->release();
     CHECK(pass.counters.frames.get() == 3);
+    rx->release();
     CHECK(guest.reap().size() == 3);
   }
 }

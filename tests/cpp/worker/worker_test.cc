@@ -4,28 +4,21 @@
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 
-#include <functional>
-
 #include "base/event_signal.h"
 #include "base/stall_guard.h"
 #include "l2/fdb.h"
 #include "support/eventually.h"
 #include "support/memory_queues.h"
-#include "support/raw_guest.h"
 #include "worker/crew.h"
 
 using namespace sw;
-using sw::testing::both_rings;
-using sw::testing::Bytes;
-using sw::testing::Desc;
 using sw::testing::ethernet;
-using sw::testing::RawGuest;
 using sw::testing::RecordingTx;
 using sw::testing::ScriptedRx;
 
 namespace {
 
-constexpr Mac kA = 0x02'00'00'00'00'01, kB = 0x02'00'00'00'00'02, kC = 0x02'00'00'00'00'03;
+constexpr Mac kA = 0x02'00'00'00'00'01, kB = 0x02'00'00'00'00'02;
 
 // Two or three ports in one bridge, one queue each, as seen by `workers` workers; port 0 is polled by the first worker,
 // the others by the last.
@@ -333,109 +326,6 @@ TEST_CASE("worker: is watched while it signals, also the first time after it sle
   crew.stop();
   CHECK(tx.unwatched == 0);
   CHECK(rx.watched == 0);
-}
-
-// Port 0 sends what is dear, port 1 plain frames to port 2, both without end. Large frames to both other ports cost 520 each
-// beyond plain ones (l2/forward.cc), and this queue takes nothing back.
-TEST_CASE("worker: a queue whose batches are dear misses turns while others have frames, and only then") {
-  struct Row {
-    const char* what;
-    Bytes frame;
-    uint32_t frames;
-    bool neighbour;
-    uint64_t turns;  // of 100 loops
-  };
-  const Bytes large = ethernet(kMacBroadcast, kA, 65000);
-  const std::vector<Row> rows = {
-      {"plain frames", ethernet(kB, kA), 64, true, 100},
-      {"a turn's worth of work", ethernet(kMacBroadcast, kA), 64, true, 100},
-      {"twice as much", large, 4, true, 50},
-      {"sixteen times as much", large, 32, true, 7},
-      {"sixteen times as much beside nobody", large, 32, false, 50},  // between them it is seen that nobody else waits
-  };
-  for (const Row& row : rows) {
-    CAPTURE(row.what);
-    House house(1, 3);
-    for (RecordingTx& tx : house.tx) tx.keep = false;
-    auto plan = house.plan();
-    Worker worker(0, -1, Polling::kBusy);
-    house.fdb.set(0, kB, 2, FdbOwner::kStatic);
-    house.rx[0].repeat(row.frame, row.frames);
-    if (row.neighbour) house.rx[1].repeat(ethernet(kB, kC), 64);
-    for (int i = 0; i < 100; ++i) CHECK(worker.poll_once(plan.get()));
-    CHECK(house.rx_counters[0].frames.get() == row.turns * row.frames);
-    CHECK(house.rx_counters[1].frames.get() == (row.neighbour ? 6400 : 0));
-    auto next = house.plan();  // debts are forgotten with their plan
-    next->generation = 1;
-    worker.poll_once(next.get());
-    CHECK(house.rx_counters[0].frames.get() == (row.turns + 1) * row.frames);
-  }
-}
-
-// Two guests' own rings at one worker, each with 256 frames in it.
-TEST_CASE("worker: a guest's dear frames wait for their turn in its ring, its neighbour's do not wait for them") {
-  struct Row {
-    const char* what;
-    std::function<void(RawGuest&)> add;
-    uint64_t most;  // frames of its port when all 256 of the neighbour are through
-  };
-  const auto put = [](RawGuest& guest, Mac to, size_t bytes) {
-    return guest.put_frame(RawGuest::kBuffers, ethernet(to, kA, bytes));
-  };
-  constexpr uint64_t kTable = RawGuest::kBuffers + 0x80000;
-  const std::vector<Row> rows = {
-      {"plain", [&](RawGuest& g) { g.add({{RawGuest::kBuffers, put(g, kB, 60)}}); }, 256},
-      {"large and flooded", [&](RawGuest& g) { g.add({{RawGuest::kBuffers, put(g, kMacBroadcast, 9000)}}); }, 60},
-      {"in a thousand pieces",
-       [&](RawGuest& g) {
-         std::vector<Desc> chain(1000, Desc{RawGuest::kBuffers, 0});
-         chain.push_back({RawGuest::kBuffers, put(g, kB, 60)});
-         g.add_indirect(chain, kTable);
-       },
-       1},
-      {"broken",
-       [&](RawGuest& g) {
-         std::vector<Desc> chain(1000, Desc{RawGuest::kBuffers, 1});
-         chain.push_back({0, 1});
-         g.add_indirect(chain, kTable);
-       },
-       1},
-  };
-  for (const uint64_t features : both_rings(feature_mask(VIRTIO_F_INDIRECT_DESC))) {
-    for (const Row& row : rows) {
-      CAPTURE(features);
-      CAPTURE(row.what);
-      House house(1, 3);
-      for (RecordingTx& tx : house.tx) tx.keep = false;
-      RawGuest hostile(features, 256);
-      RawGuest honest(features, 256);
-      auto hostile_rx = make_device_rx(hostile.config(), house.rx_counters[0]);
-      auto honest_rx = make_device_rx(honest.config(), house.rx_counters[1]);
-      auto plan = house.plan();
-      plan->workers[0].rx[0].queue = hostile_rx.get();
-      plan->workers[0].rx[1].queue = honest_rx.get();
-      house.fdb.set(0, kB, 2, FdbOwner::kStatic);
-      const uint32_t bytes = honest.put_frame(RawGuest::kBuffers, ethernet(kB, kC));
-      for (uint32_t i = 0; i < 256; ++i) {
-        row.add(hostile);
-        honest.add({{RawGuest::kBuffers, bytes}});
-      }
-      Worker worker(0, -1, Polling::kBusy);
-      for (int i = 0; house.rx_counters[1].frames.get() != 256; ++i) {
-        REQUIRE(i < 100);
-        worker.poll_once(plan.get());
-      }
-      CHECK(house.rx_counters[0].frames.get() <= row.most);
-      while (worker.poll_once(plan.get())) {
-      }
-      CHECK(house.rx_counters[0].frames.get() == 256);
-      CHECK(hostile.reap().size() == 256);
-      const PortWorkerCounters& of = house.counters(0, 0);
-      uint64_t lost = 0;
-      for (const Counter& drop : of.rx_drops) lost += drop.get();
-      CHECK(256 + of.replicated.get() == of.forwarded.get() + lost);
-    }
-  }
 }
 
 TEST_CASE("worker: a CPU that does not exist is an error that names it") {

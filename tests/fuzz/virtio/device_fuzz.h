@@ -95,7 +95,6 @@ inline int run(bool packed, const uint8_t* data, size_t size) {
   auto tx = make_device_tx(config, counters);
   std::array<uint8_t, kMaxBatch> index;
 
-  const uint32_t divides = data[2] | uint32_t{data[3]} << 8;
   data += 4;
   size -= 4;
   for (int pass = 0; pass < 16; ++pass) {
@@ -118,11 +117,6 @@ inline int run(bool packed, const uint8_t* data, size_t size) {
     for (uint32_t i = 0; i < batch->count; ++i) {
       check_frame(batch->frames[i], config.max_frame_bytes);
       index[i] = static_cast<uint8_t>(i);
-    }
-    // Some are left to the next batch, whose frames must be as good.
-    if (batch->divisible && taken && (divides >> pass & 1) != 0) {
-      batch->count /= 2;
-      rx->cancel(*batch);
     }
     const uint32_t sent = tx->send(*batch, {index.data(), batch->count}, *drops);
     check(sent <= batch->count);
