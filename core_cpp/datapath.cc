@@ -3,11 +3,9 @@
 #include "datapath.h"
 
 #include <sys/eventfd.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <tuple>
 #include <utility>
 
 #include "base/check.h"
@@ -39,8 +37,7 @@ Datapath::Datapath(DatapathOptions options)
     : options_(std::move(options)),
       event_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       memory_(std::make_unique<Arena>()),
-      crew_(options_.worker_cpus, options_.polling,
-            [this](const std::function<void()>& wait) { control_.mutex().ajar(wait); }),
+      crew_(options_.worker_cpus, options_.polling),
       by_id_(kMaxPorts, nullptr) {
   SW_CHECK(event_fd_);
   SW_CHECK(!options_.worker_cpus.empty());
@@ -88,38 +85,18 @@ void Datapath::stop() {
   running_ = false;
 }
 
-// To change something, with an end: whoever has the lock may wait for a worker that hangs.
-Result<Datapath::Held> Datapath::hold() {
-  constexpr uint32_t kTries = 100;  // though a worker hangs: nobody who has the lock need be waiting for it
-  Held held(control_.mutex(), std::try_to_lock);
-  for (uint32_t tries = 0; !held.owns_lock(); ++tries) {
-    if (const auto worker = crew_.late(); worker && tries >= kTries) return crew_.stuck(*worker);
-    const timespec nap{0, 100'000};
-    ::nanosleep(&nap, nullptr);
-    (void)held.try_lock();
-  }
-  return held;
-}
-
-Result<void> Datapath::check_workers() {
-  const auto held = hold();
-  if (!held) return held.error();
-  return crew_.check();
-}
-
 Result<void> Datapath::add_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   if (bridges_.contains(name)) return Error{EEXIST, "add bridge " + name};
   auto bridge = std::make_shared<Bridge>(name, mac_limit, ageing_seconds, memory_.get());
   bridge->fdb.set_event_fd(event_fd_.get());
   bridges_.emplace(name, std::move(bridge));
-  extend();
+  publish();
   return {};
 }
 
 Result<void> Datapath::set_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   auto bridge = find_bridge(name);
   if (!bridge) return bridge.error();
   Fdb& fdb = (*bridge)->fdb;
@@ -134,15 +111,14 @@ Result<void> Datapath::set_bridge(const std::string& name, uint32_t ageing_secon
 }
 
 Result<void> Datapath::del_bridge(const std::string& name) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   auto bridge = find_bridge(name);
   if (!bridge) return bridge.error();
   for (const auto& [port_name, record] : ports_) {
     if (record->bridge == *bridge) return Error{EBUSY, "delete bridge " + name + ": port " + port_name + " is in it"};
   }
-  bridges_.erase(name);  // plans keep it as long as a worker may use it
-  extend();
+  bridges_.erase(name);
+  publish();
   return {};
 }
 
@@ -165,8 +141,7 @@ Result<PortId> Datapath::free_port_id() const {
 }
 
 Result<void> Datapath::add_port(const PortSpec& spec) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   if (ports_.contains(spec.config.name)) return Error{EEXIST, "add port"};
   auto bridge = find_bridge(spec.bridge);
   if (!bridge) return bridge.error();
@@ -192,13 +167,12 @@ Result<void> Datapath::add_port(const PortSpec& spec) {
     return opened;
   }
   kept.paused = 0;
-  extend();
+  publish();
   return {};
 }
 
 Result<void> Datapath::set_port(const PortSpec& spec) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   PortRecord* const record = find(spec.config.name);
   if (record == nullptr) return Error{ENOENT, "no such port"};
   if (!same_identity(record->spec.config, spec.config) || record->spec.bridge != spec.bridge) {
@@ -206,34 +180,25 @@ Result<void> Datapath::set_port(const PortSpec& spec) {
   }
   auto affinity = check_affinity(spec);
   if (!affinity) return affinity;
-  const uint32_t old_mtu = record->spec.config.mtu;
-  if (spec.config.mtu != old_mtu) {
+  if (spec.config.mtu != record->spec.config.mtu) {
     auto changed = record->port->set_mtu(spec.config.mtu);
     if (!changed) return changed;
   }
   const bool forget = !same_vlan(record->spec.policy.vlan, spec.policy.vlan) || !spec.policy.enabled;
   const PortId id = record->id;
-  PortSpec old = std::exchange(record->spec, spec);
+  record->spec = spec;
   record->spec.policy.id = id;
-  if (auto published = try_publish(); !published) {
-    record->spec = std::move(old);
-    if (spec.config.mtu != old_mtu) (void)!record->port->set_mtu(old_mtu);
-    return published;
-  }
+  publish();
   if (forget) record->bridge->fdb.flush({.port = id});  // what was learned there may be unreachable now
   return {};
 }
 
 Result<void> Datapath::del_port(const std::string& name) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   PortRecord* const record = find(name);
   if (record == nullptr) return Error{ENOENT, "no such port"};
   record->leaving = true;
-  if (auto published = try_publish(); !published) {
-    record->leaving = false;
-    return published;
-  }
+  publish();
   record->port->close();
   record->bridge->fdb.remove_port(record->id);
   collect_fdb_events();  // while the id still has a name
@@ -251,29 +216,12 @@ void Datapath::pause(Port& port) {
 void Datapath::resume(Port& port) {
   PortRecord* const record = find(port);
   SW_CHECK(record != nullptr && record->paused > 0);
-  if (--record->paused == 0) extend();
+  if (--record->paused == 0) publish();
 }
 
 void Datapath::publish() {
   assign_rx_queues();
   crew_.publish(build_plan());
-}
-
-void Datapath::extend() {
-  assign_rx_queues();
-  crew_.extend(build_plan());
-}
-
-Result<void> Datapath::try_publish() {
-  std::vector<std::pair<std::vector<int>, bool>> before;
-  for (const auto& [name, record] : ports_) before.emplace_back(record->worker_of, record->in_plan);
-  assign_rx_queues();
-  auto published = crew_.try_publish(build_plan());
-  if (!published) {
-    auto old = before.begin();
-    for (const auto& [name, record] : ports_) std::tie(record->worker_of, record->in_plan) = *old++;
-  }
-  return published;
 }
 
 // Decide worker_of for every ready queue; a queue that is away keeps its place for its return.
@@ -309,7 +257,6 @@ std::unique_ptr<Plan> Datapath::build_plan() {
     view->fdb = &bridge->fdb;
     view->ports.resize(kMaxPorts, nullptr);
     views[bridge.get()] = view.get();
-    plan->owners.push_back(bridge);
     plan->bridges.push_back(std::move(view));
   }
   for (const auto& [name, record] : ports_) {
@@ -407,19 +354,14 @@ void Datapath::move_queues() {
   const auto least_gain = static_cast<uint64_t>(window * options_.balance_gain);
   if (queues.empty() || !spread_pays(queues, spread, workers, least_gain)) return;
   std::string moves;
-  std::vector<int> old;
   for (size_t i = 0; i < places.size(); ++i) {
     const auto& [record, queue] = places[i];
-    old.push_back(record->worker_of[queue]);
     if (record->worker_of[queue] == spread[i]) continue;
     moves += (moves.empty() ? "" : ", ") + record->spec.config.name + "/" + std::to_string(queue) + " from worker " +
              std::to_string(record->worker_of[queue]) + " to " + std::to_string(spread[i]);
     record->worker_of[queue] = spread[i];
   }
-  if (!try_publish()) {  // a worker hangs: its load says nothing
-    for (size_t i = 0; i < places.size(); ++i) places[i].first->worker_of[places[i].second] = old[i];
-    return;
-  }
+  publish();
   keep_event({.kind = "queues_rebalanced", .detail = "by measured load: " + moves});
   signal_events();
 }

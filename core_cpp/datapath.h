@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Datapath: the facade over everything in core_cpp, and all that the bindings see. Bridges, ports and workers by name;
-// every call is thread-safe, and all-or-nothing. What looks never waits for a worker; a change does, but not for ever: where
-// one hangs, the error has a code of its own (worker/crew.h).
+// every call is thread-safe, and all-or-nothing.
 #pragma once
 
 #include <cstdint>
@@ -141,9 +140,6 @@ class Datapath final : public PortHost {
   Result<void> set_bridge(const std::string& name, uint32_t ageing_seconds, uint32_t mac_limit);
   Result<void> del_bridge(const std::string& name);  // refused while ports are in it
 
-  // Whether all workers go round their queues: ask before a change of several steps.
-  Result<void> check_workers();
-  // Takes nothing away, so it is done though a worker hangs, which takes the port when it goes on.
   Result<void> add_port(const PortSpec& spec);
   Result<void> set_port(const PortSpec& spec);  // identity must be unchanged
   Result<void> del_port(const std::string& name);
@@ -191,18 +187,13 @@ class Datapath final : public PortHost {
  private:
   struct Bridge;
   struct PortRecord;
-  using Guard = std::lock_guard<ControlLock>;          // to change something
-  using Look = std::lock_guard<ControlLock::Looking>;  // to look, or to change what no plan knows
-  using Held = std::unique_lock<ControlLock>;
+  using Guard = std::lock_guard<std::recursive_mutex>;
 
   std::unique_ptr<Plan> build_plan();
   static void put_captures_before(const PortRecord& record, const PortPolicy& policy, const BridgeView& bridge,
                                   std::vector<RxQueue*>& rx, std::vector<TxQueue*>& tx, Plan& plan);
   void assign_rx_queues();
   void publish();
-  void extend();
-  Result<void> try_publish();
-  Result<Held> hold();
   void balance();
   void move_queues();
   PortRecord* find(const std::string& name);

@@ -16,19 +16,15 @@ constexpr size_t kMostCaptures = 8;  // of 4 MB each
 
 Result<uint64_t> Datapath::capture_start(const std::string& port, const CaptureOptions& options) {
   auto capture = std::make_shared<Capture>(options);
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   PortRecord* const record = find(port);
   if (record == nullptr) return Error{ENOENT, "no such port"};
   if (captures_.size() >= kMostCaptures) {
     return Error{0, std::to_string(kMostCaptures) + " captures run already; end one of them"};
   }
   record->captures.push_back(capture);
-  if (auto published = try_publish(); !published) {
-    record->captures.pop_back();
-    return published.error();
-  }
   captures_[++last_capture_] = std::move(capture);
+  publish();
   return last_capture_;
 }
 
@@ -36,7 +32,7 @@ Result<CaptureView> Datapath::capture_read(uint64_t id, size_t most) {
   std::shared_ptr<Capture> capture;
   bool attached = false;
   {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     const auto found = captures_.find(id);
     if (found == captures_.end()) return Error{ENOENT, "no such capture"};
     capture = found->second;
@@ -49,14 +45,13 @@ Result<CaptureView> Datapath::capture_read(uint64_t id, size_t most) {
 }
 
 void Datapath::capture_stop(uint64_t id) {
-  const auto held = hold();  // failed, a plan keeps the capture until the next: it fills its ring and nothing else
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   const auto found = captures_.find(id);
   if (found == captures_.end()) return;
   bool any = false;
   for (const auto& [name, record] : ports_) any |= std::erase(record->captures, found->second) != 0;
   captures_.erase(found);
-  if (any && held) extend();
+  if (any) publish();
 }
 
 }  // namespace sw

@@ -52,12 +52,12 @@ Result<PortId> Datapath::port_in(const std::string& port, const Bridge& bridge) 
   return record->id;
 }
 
-// The listings below hold no lock: a walk over a million entries must not delay a guest's handshake.
+// The listings below hold no control lock: a walk over a million entries must not delay a guest's handshake.
 Result<FdbPage> Datapath::fdb(const std::string& bridge, const FdbQuery& query) {
   std::shared_ptr<Bridge> found;
   PortId port = kNoPort;
   {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     auto result = find_bridge(bridge);
     if (!result) return result.error();
     found = *result;
@@ -76,7 +76,7 @@ Result<FdbPage> Datapath::fdb(const std::string& bridge, const FdbQuery& query) 
   FdbPage page{.entries = {}, .matched = entries.size()};
   entries.resize(std::min(entries.size(), query.most));
   page.entries.reserve(entries.size());
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   for (const FdbEntry& entry : entries) {
     page.entries.push_back({entry.vlan, entry.mac, port_name(entry.port), entry.owner, entry.age_seconds});
   }
@@ -86,7 +86,7 @@ Result<FdbPage> Datapath::fdb(const std::string& bridge, const FdbQuery& query) 
 Result<std::vector<FdbGroup>> Datapath::fdb_learned(const std::string& bridge) {
   std::shared_ptr<Bridge> found;
   {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     auto result = find_bridge(bridge);
     if (!result) return result.error();
     found = *result;
@@ -98,7 +98,7 @@ Result<std::vector<FdbGroup>> Datapath::fdb_learned(const std::string& bridge) {
     return std::tuple(alike(a), a.mac) < std::tuple(alike(b), b.mac);
   });
   std::vector<FdbGroup> groups;
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   for (size_t i = 0; i < entries.size(); ++i) {
     const FdbEntry& entry = entries[i];
     if (i == 0 || alike(entries[i - 1]) != alike(entry)) {
@@ -115,7 +115,7 @@ Result<uint32_t> Datapath::fdb_restore(const std::string& bridge, const FdbGroup
   constexpr size_t kSlice = 1024;  // under one hold of the lock
   uint32_t restored = 0;
   for (size_t from = 0; from < group.macs.size(); from += kSlice) {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     auto found = find_bridge(bridge);
     if (!found) return found.error();
     auto port = port_in(group.port, **found);
@@ -132,7 +132,7 @@ Result<uint32_t> Datapath::fdb_restore(const std::string& bridge, const FdbGroup
 
 Result<void> Datapath::fdb_set(const std::string& bridge, uint16_t vlan, Mac mac, const std::string& port,
                                FdbOwner owner) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   auto found = find_bridge(bridge);
   if (!found) return found.error();
   PortId id = kPortBlackhole;
@@ -153,7 +153,7 @@ Result<void> Datapath::fdb_set(const std::string& bridge, uint16_t vlan, Mac mac
 }
 
 Result<bool> Datapath::fdb_del(const std::string& bridge, uint16_t vlan, Mac mac) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   auto found = find_bridge(bridge);
   if (!found) return found.error();
   return (*found)->fdb.remove(vlan, mac);
@@ -163,7 +163,7 @@ Result<uint32_t> Datapath::fdb_flush(const std::string& bridge, const std::strin
   std::shared_ptr<Bridge> found;
   Fdb::Filter filter{.port = kNoPort, .vlan = vlan, .owner = owner};
   {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     auto result = find_bridge(bridge);
     if (!result) return result.error();
     found = *result;
@@ -177,7 +177,7 @@ Result<uint32_t> Datapath::fdb_flush(const std::string& bridge, const std::strin
 }
 
 Result<bool> Datapath::fdb_release(const std::string& bridge, uint16_t vlan, Mac mac) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   auto found = find_bridge(bridge);
   if (!found) return found.error();
   FdbEntry entry;
@@ -189,7 +189,7 @@ Result<bool> Datapath::fdb_release(const std::string& bridge, uint16_t vlan, Mac
 uint32_t Datapath::fdb_sweep() {
   std::vector<std::shared_ptr<Bridge>> all;
   {
-    const Look look(control_.mutex().looking());
+    const Guard guard(control_.mutex());
     for (const auto& [name, bridge] : bridges_) all.push_back(bridge);
   }
   uint32_t removed = 0;
@@ -198,7 +198,7 @@ uint32_t Datapath::fdb_sweep() {
 }
 
 Result<std::vector<std::string>> Datapath::explain(const std::string& port, std::span<const uint8_t> frame) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   const PortRecord* const record = find(port);
   if (record == nullptr) return Error{ENOENT, "no such port"};
   for (const auto& view : crew_.plan().bridges) {
@@ -254,7 +254,7 @@ void Datapath::collect_fdb_events() {
 }
 
 std::vector<Event> Datapath::drain_events(size_t most) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   uint64_t count = 0;
   (void)!::read(event_fd_.get(), &count, sizeof count);  // before looking: what comes later signals again
   collect_fdb_events();

@@ -17,35 +17,29 @@ Result<NicSeat*> Datapath::nic_seat(const std::string& name) {
 }
 
 Result<NicMemory> Datapath::nic_reserve(const std::string& name, uint32_t mtu) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   return (*seat)->reserve(mtu);
 }
 
 Result<int> Datapath::nic_attach(const std::string& name, const NicHandles& handles) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
-  if (auto passing = crew_.check(); !passing) return passing.error();
   return (*seat)->attach(handles);
 }
 
 Result<void> Datapath::nic_detach(const std::string& name, const std::string& why) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
-  if (auto passing = crew_.check(); !passing) return passing.error();
   (*seat)->detach(why);
   return {};
 }
 
 Result<void> Datapath::nic_link(const std::string& name, bool up, const std::string& why) {
-  const auto held = hold();
-  if (!held) return held.error();
+  const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   (*seat)->set_link(up, why);
@@ -53,7 +47,7 @@ Result<void> Datapath::nic_link(const std::string& name, bool up, const std::str
 }
 
 Result<std::string> Datapath::nic_fault(const std::string& name) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   auto seat = nic_seat(name);
   if (!seat) return seat.error();
   return (*seat)->fault();

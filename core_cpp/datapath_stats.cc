@@ -72,7 +72,7 @@ std::vector<uint64_t> Datapath::worker_rounds() const {
 }
 
 Stats Datapath::stats() {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   Stats stats{};
   for (const auto& [name, record] : ports_) stats.ports.push_back(port_stats(*record));
   for (const auto& worker : crew_.workers()) stats.workers.push_back(worker_stats(*worker));
@@ -93,7 +93,7 @@ Stats Datapath::stats() {
 }
 
 std::vector<PortView> Datapath::ports() {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   std::vector<PortView> views;
   for (const auto& [name, record] : ports_) {
     views.push_back({name, record->spec.config.type, record->bridge->name, record->port->status()});
@@ -102,7 +102,7 @@ std::vector<PortView> Datapath::ports() {
 }
 
 Result<PortView> Datapath::port(const std::string& name) {
-  const Look look(control_.mutex().looking());
+  const Guard guard(control_.mutex());
   const PortRecord* const record = find(name);
   if (record == nullptr) return Error{ENOENT, "no such port"};
   return PortView{name, record->spec.config.type, record->bridge->name, record->port->status()};

@@ -251,8 +251,7 @@ class NicHandles:
 
 
 class Datapath(Protocol):
-    """Errors: PortError for ports, FdbError for the MAC table, WorkerStuck for what a worker that hangs prevents,
-    SwitchError otherwise. Nothing is half-applied. What only looks never waits for a worker."""
+    """Errors: PortError for ports, FdbError for the MAC table, SwitchError otherwise. Nothing is half-applied."""
 
     def start(self) -> None:
         """Start workers and the control loop. May warn through `warnings()`."""
@@ -268,13 +267,7 @@ class Datapath(Protocol):
     def del_bridge(self, name: str) -> None:
         """Refused while ports are in it."""
 
-    def check_workers(self) -> None:
-        """WorkerStuck when one does not go round its queues; for seconds it is waited for. Before a change of several
-        steps."""
-
-    def add_port(self, spec: PortSpec) -> None:
-        """Takes nothing away, so it is done though a worker hangs, which takes the port when it goes on."""
-
+    def add_port(self, spec: PortSpec) -> None: ...
     def set_port(self, spec: PortSpec) -> None:
         """Replace the policy of the port of that name; identity fields must be unchanged."""
 

@@ -5,7 +5,6 @@ SwitchError
 ├── ConfigError     the configuration has faults (all of them are listed)
 ├── PortError       a port could not be created, changed or found
 ├── FdbError        a MAC table operation was refused
-├── WorkerStuck     a worker goes round its queues no more, and nothing can be changed without it
 ├── ControlError    the daemon could not be reached, or refused a request
 └── NotBuilt        this build lacks an optional part
 
@@ -57,14 +56,6 @@ class PortError(SwitchError):
 
 class FdbError(SwitchError):
     """A MAC table operation was refused."""
-
-
-class WorkerStuck(SwitchError):
-    """What was asked for was not done, since `worker` does not go round its queues. It can be tried again."""
-
-    def __init__(self, worker: int, message: str) -> None:
-        self.worker = worker
-        super().__init__(message)
 
 
 class ControlError(SwitchError):

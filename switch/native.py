@@ -28,7 +28,7 @@ from switch.datapath import (
     Stats,
     WorkerStats,
 )
-from switch.errors import FdbError, NotBuilt, PortError, SwitchError, WorkerStuck
+from switch.errors import FdbError, NotBuilt, PortError, SwitchError
 
 try:
     from switch import _core
@@ -38,33 +38,25 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
 T = TypeVar("T")
 
 
-def _unless_stuck(error: _core.CoreError) -> _core.CoreError:
-    """A worker that hangs concerns no port or table: codes below zero are those of core_cpp/worker/crew.h."""
-    if error.args[0] < 0:
-        raise WorkerStuck(-1 - error.args[0], error.args[1]) from None
-    return error
-
-
 def _port_call(name: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except _core.CoreError as error:
-        code, reason = _unless_stuck(error).args
-        raise PortError(name, reason, code) from None
+        raise PortError(name, error.args[1], error.args[0]) from None
 
 
 def _fdb_call(what: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except _core.CoreError as error:
-        raise FdbError(f"{what}: {_unless_stuck(error).args[1]}") from None
+        raise FdbError(f"{what}: {error.args[1]}") from None
 
 
 def _switch_call(call: Callable[[], T]) -> T:
     try:
         return call()
     except _core.CoreError as error:
-        raise SwitchError(_unless_stuck(error).args[1]) from None
+        raise SwitchError(error.args[1]) from None
 
 
 def _port_status(view: dict[str, Any]) -> PortStatus:
@@ -110,9 +102,6 @@ class NativeDatapath:
 
     def del_bridge(self, name: str) -> None:
         _switch_call(lambda: self._core.del_bridge(name))
-
-    def check_workers(self) -> None:
-        _switch_call(self._core.check_workers)
 
     def add_port(self, spec: PortSpec) -> None:
         _port_call(spec.name, lambda: self._core.add_port(asdict(spec)))

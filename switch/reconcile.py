@@ -4,8 +4,7 @@
 Theory of operation. The reconciler keeps the State that runs: it changes with each call to the datapath that succeeded,
 so it is right whatever happens between. When a step fails, the steps done before it are undone in reverse order and the
 error says so; if undoing fails too (a socket was taken by somebody else meanwhile), that is part of the message and the
-kept State says what really runs. A step that concerns one port touches no other port, on the way there and back. While
-a worker hangs nothing is begun.
+kept State says what really runs. A step that concerns one port touches no other port, on the way there and back.
 """
 
 from __future__ import annotations
@@ -112,8 +111,6 @@ class Reconciler:
     def apply(self, steps: Sequence[Step]) -> None:
         """Carry out all steps in order, or none. A single step raises the datapath's own error, several ApplyError."""
         done: list[Undo] = []
-        if any(not isinstance(step, SetFlow | DelFlow | SetBridge) for step in steps):
-            self._datapath.check_workers()
         for step in steps:
             try:
                 done += self._do(step)

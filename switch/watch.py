@@ -2,13 +2,13 @@
 """Notices a worker that goes round its queues no more.
 
 Theory of operation. A worker counts its rounds, at least one a second also while it sleeps. A thread of ours looks at
-the counters once a second, without the datapath's locks: a change that waits for the very worker has one of them. Looks
-are counted, not time: a machine that was suspended, or a daemon that was stopped as a whole, looks only once when it
-goes on, and by then its workers do, too.
+the counters once a second, without the datapath's lock: a change that waits for the very worker would hold that lock,
+and the event loop with it. Looks are counted, not time: a machine that was suspended, or a daemon that was stopped as a
+whole, looks only once when it goes on, and by then its workers do, too.
 
 What a stuck worker means: frames of its queues stay where they are, and no port can be changed any more, since every
-change waits until all workers have seen it, and is refused after a while (WorkerStuck). Nothing but a restart helps, so
-the service manager is not told any more that all is well (switch.daemon).
+change waits until all workers have seen it. Nothing but a restart helps, so the service manager is not told any more
+that all is well (switch.daemon).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 // its pages are free. A peer passes such a file, closes its own descriptor, and ours is the last; or it leaves it in a
 // message that we never read, and it ends with the socket. So none of them is closed on a thread that others wait for. A
 // thread of its own does it, which is there while something waits to be done. A Reaper belongs to one port: what never
-// ends then holds up that port alone, which is to take nothing more of its peer while pending() is high.
+// ends then holds up that port alone, which is to refuse its peer while pending() stays high.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ namespace sw {
 
 class Reaper {
  public:
-  static constexpr size_t kMostPending = 64;  // then nothing more is to be taken of the peer
+  static constexpr size_t kMostPending = 64;  // then a peer gives us what does not end, and is to be sent away
 
   Reaper();
   // What still waits goes on waiting and is closed when it can be.

@@ -46,7 +46,6 @@ void bind_datapath(py::module_& module) {
            })
       .def("del_bridge",
            [](Datapath& self, const std::string& name) { without_gil([&] { return self.del_bridge(name); }); })
-      .def("check_workers", [](Datapath& self) { without_gil([&] { return self.check_workers(); }); })
       .def("add_port",
            [](Datapath& self, const py::dict& dict) {
              const PortSpec spec = port_spec(dict);
@@ -157,8 +156,7 @@ void bind_datapath(py::module_& module) {
 
 void raise(const Error& error) {
   const py::object& type = core_error.get_stored();
-  const std::string text = error.code < 0 ? error.what : error.message();  // worker/crew.h has codes of its own
-  PyErr_SetObject(type.ptr(), py::make_tuple(error.code, text).ptr());
+  PyErr_SetObject(type.ptr(), py::make_tuple(error.code, error.message()).ptr());
   throw py::error_already_set();
 }
 

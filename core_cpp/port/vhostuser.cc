@@ -125,7 +125,6 @@ void VhostUserPort::event(const std::string& kind, const std::string& detail) {
 void VhostUserPort::on_listener() {
   for (int i = 0; i < kAcceptsPerCall; ++i) {
     if (const uint64_t delay_ms = rest_ms(); delay_ms != 0) return listening_->rest(delay_ms);
-    if (closing_takes_long()) return listening_->rest(kAcceptRetryMs);
     auto peer = listening_->accept();
     if (peer) {
       charge(kConnectNs);
@@ -148,15 +147,16 @@ void VhostUserPort::admit(UniqueFd peer) {
     reaper_->hang_up(std::move(peer));
     return;
   }
+  if (reaper_->stuck()) {
+    ++refused_;
+    last_end_ = "it gave us file descriptors that cannot be closed; peers are sent away until they are";
+    event("refused", "a peer connected to " + config_.socket +
+                         " and was sent away: too many file descriptors that came " +
+                         "on this socket still wait to be closed");
+    reaper_->hang_up(std::move(peer));
+    return;
+  }
   attach(std::move(peer));
-}
-
-// Then nobody is let in, who might leave us more of them: be it that the peer gave us what does not close, or that we had
-// no time for it yet.
-bool VhostUserPort::closing_takes_long() {
-  const bool before = std::exchange(closing_, reaper_->stuck());
-  if (closing_ && !before) event("waiting", waiting_detail());
-  return closing_;
 }
 
 // The old connection may have ended in the same round of the loop in which the new one arrived.
@@ -166,8 +166,11 @@ bool VhostUserPort::peer_gone() const {
 }
 
 void VhostUserPort::connect() {
-  if (closing_takes_long()) return connect_later(kLastRetryMs);
   auto peer = connect_unix(config_.socket);
+  if (peer && reaper_->stuck()) {
+    reaper_->hang_up(std::move(*peer));
+    peer = Error{0, "too many file descriptors that came from " + config_.socket + " still wait to be closed"};
+  }
   if (peer) {
     connect_error_ = {};
     attach(std::move(*peer));

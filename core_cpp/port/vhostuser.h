@@ -60,7 +60,6 @@ class VhostUserPort final : public Port, private BackendHost {
   [[nodiscard]] uint64_t rest_ms();
   void rest(uint64_t delay_ms);
   [[nodiscard]] bool peer_gone() const;
-  bool closing_takes_long();
 
   // vhostuser_status.cc
   [[nodiscard]] std::string waiting_detail() const;
@@ -85,8 +84,7 @@ class VhostUserPort final : public Port, private BackendHost {
   BackendCounters totals_;
   uint64_t connects_ = 0;
   uint64_t disconnects_ = 0;
-  uint64_t refused_ = 0;  // second connections
-  bool closing_ = false;  // nobody is let in until what earlier ones left us is closed
+  uint64_t refused_ = 0;  // second connections, and any while what earlier ones gave us cannot be closed
   const std::shared_ptr<Reaper> reaper_ = std::make_shared<Reaper>();
 
   double event_budget_;

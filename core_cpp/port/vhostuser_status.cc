@@ -74,10 +74,6 @@ Stage stage_of(const Backend& backend) {
 std::string VhostUserPort::waiting_detail() const {
   const std::string& path = config_.socket;
   if (listening_ && !listening_->trouble().empty()) return listening_->trouble();
-  if (reaper_->stuck()) {
-    return "nobody is let in on " + path + ": " + std::to_string(reaper_->pending()) +
-           " file descriptors that came there still wait to be closed";
-  }
   if (config_.socket_owner_switch) {
     const std::string hint = "nobody is connected to " + path +
                              ": start the guest with this socket (QEMU: -chardev socket,path=" + path +

@@ -46,7 +46,8 @@ const std::array<Backend::Rule, 25> Backend::kRules = {{
 
 Backend::Backend(UniqueFd socket, BackendConfig config, BackendHost& host, BackendCounters& counters,
                  std::shared_ptr<Reaper> reaper)
-    : channel_(std::move(socket), std::move(reaper)),
+    : reaper_(std::move(reaper)),
+      channel_(std::move(socket), reaper_),
       config_(config),
       host_(host),
       counters_(counters),

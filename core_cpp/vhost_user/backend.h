@@ -61,9 +61,7 @@ struct BackendConfig {
   std::span<QueueCounters> rx_counters;  // one per queue pair served; their number is the limit
   std::span<QueueCounters> tx_counters;
   uint32_t mtu = 0;
-  // Of the peer, and outlive its connection.
-  std::shared_ptr<EventPeer> peer = std::make_shared<EventPeer>();
-  std::shared_ptr<Reaper> unmapper = std::make_shared<Reaper>();  // of memory, which must not wait behind descriptors
+  std::shared_ptr<EventPeer> peer = std::make_shared<EventPeer>();  // outlives the connection
 };
 
 class Backend {
@@ -194,6 +192,7 @@ class Backend {
   [[nodiscard]] size_t index_of(const Ring& ring) const { return static_cast<size_t>(&ring - rings_.data()); }
   [[nodiscard]] std::shared_ptr<DirtyLog> active_log() const;
 
+  const std::shared_ptr<Reaper> reaper_;
   Channel channel_;
   const BackendConfig config_;
   BackendHost& host_;

@@ -20,7 +20,6 @@ constexpr uint64_t kSplitAvailAlign = 2;
 constexpr uint64_t kDefaultAlign = 4;
 
 constexpr uint64_t kQuickBytes = 1ULL << 30;  // of memory, to unmap on this thread
-constexpr size_t kMostUnmaps = 2;             // elsewhere, of one port: address space is for all
 
 bool misaligned(const uint8_t* address, uint64_t align) { return reinterpret_cast<uintptr_t>(address) % align != 0; }
 
@@ -155,12 +154,12 @@ void Backend::reconfigure(std::optional<uint64_t> features, std::shared_ptr<cons
 }
 
 // Unmap, unless others use it. The pages of a guest that has ended are freed with our mapping, which takes a while if
-// there are many: then elsewhere, unless the peer replaces it faster than that.
+// there are many: then elsewhere.
 void Backend::let_go(std::shared_ptr<const GuestMemory> memory) const {
   if (!memory) return;
   uint64_t bytes = 0;
   for (const auto& region : memory->regions()) bytes += region->bytes;
-  if (bytes > kQuickBytes && config_.unmapper->pending() < kMostUnmaps) config_.unmapper->drop(std::move(memory));
+  if (bytes > kQuickBytes) reaper_->drop(std::move(memory));
 }
 
 // Where a packed ring begins. When a switch died, QEMU repeats the place from which that one had started, so on a new

@@ -42,7 +42,6 @@ struct WorkerPlan {
 
 struct Plan {
   uint64_t generation = 0;
-  std::vector<std::shared_ptr<const void>> owners;  // of what it refers to and nobody else may keep: bridges
   std::vector<std::unique_ptr<const PortPolicy>> policies;
   std::vector<std::unique_ptr<const BridgeView>> bridges;
   std::vector<WorkerPlan> workers;

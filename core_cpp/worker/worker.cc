@@ -28,9 +28,7 @@ constexpr uint64_t kPauseUs = 60;
 constexpr uint64_t kNapUs = 1000;
 constexpr uint32_t kNapMinNs = 2'000;
 constexpr uint32_t kNapMaxNs = 50'000;
-// wait_passed: then, and after so many looks again, the worker is taken out of whatever call it hangs in.
-constexpr uint64_t kPatienceNs = 20'000'000;
-constexpr uint32_t kLooksPerNudge = 20;
+constexpr uint64_t kPatienceNs = 20'000'000;  // wait_passed: then the worker is taken out of whatever call it hangs in
 constexpr int kBlockMs = 1000;  // a blocked worker still turns over once a second, so that its counters move
 
 // A peer can make its eventfd blocking and full behind our back, and a worker that writes to it then hangs. This signal
@@ -93,27 +91,22 @@ void Worker::publish(const Plan* plan) {
   }
 }
 
-bool Worker::passed(uint64_t generation) const {
-  return !thread_.joinable() ||  // not started: nobody uses any plan
-         seen_generation_.load(std::memory_order_acquire) >= generation;
-}
-
-bool Worker::wait_passed(uint64_t generation, uint32_t looks) const {
-  for (uint32_t spins = 0; spins < 1000; ++spins) {
-    if (passed(generation)) return true;
-    _mm_pause();
-  }
-  for (const uint64_t until = monotonic_ns() + kPatienceNs; monotonic_ns() < until;) {
-    if (passed(generation)) return true;
+void Worker::wait_passed(uint64_t generation) const {
+  if (!thread_.joinable()) return;  // not started: nobody uses any plan
+  uint64_t nudge_at_ns = 0;
+  for (uint32_t spins = 0; seen_generation_.load(std::memory_order_acquire) < generation; ++spins) {
+    if (spins < 1000) {
+      _mm_pause();
+      continue;
+    }
     ::sched_yield();  // the worker may share our CPU
+    const uint64_t now = monotonic_ns();
+    if (nudge_at_ns == 0) nudge_at_ns = now + kPatienceNs;
+    if (now > nudge_at_ns) {
+      ::pthread_kill(thread_id_posix_, kNudgeSignal);
+      nudge_at_ns = now + kPatienceNs;
+    }
   }
-  for (uint32_t look = 0; look < looks; ++look) {
-    if (look % kLooksPerNudge == 0) ::pthread_kill(thread_id_posix_, kNudgeSignal);
-    const timespec nap{0, 1'000'000};
-    ::nanosleep(&nap, nullptr);
-    if (passed(generation)) return true;
-  }
-  return passed(generation);
 }
 
 void Worker::run() {

@@ -60,12 +60,9 @@ class Worker {
   Result<void> start(const Plan* plan);  // fails when the CPU does not exist or is not allowed
   void stop();                           // joins; idempotent
 
-  // Control side. The plan must outlive the worker's use: passed(next plan's generation) or stop().
+  // Control side. The plan must outlive the worker's use: wait_passed(next plan's generation) or stop().
   void publish(const Plan* plan);
-  [[nodiscard]] bool passed(uint64_t generation) const;
-  // What passed() says in the end: after microseconds, normally. A worker that hangs is given `looks` of a millisecond
-  // each. Looks are counted, not time: a process that was stopped as a whole looks only once when it goes on.
-  [[nodiscard]] bool wait_passed(uint64_t generation, uint32_t looks) const;
+  void wait_passed(uint64_t generation) const;
 
   [[nodiscard]] const WorkerCounters& counters() const { return counters_; }
   [[nodiscard]] uint32_t index() const { return index_; }

@@ -24,7 +24,7 @@ from switch.config import config_hash
 from switch.config.values import format_mac, parse_mac
 from switch.control import Control, Exists, Missing
 from switch.datapath import FdbEntry, FdbQuery
-from switch.errors import ConfigError, FdbError, NotBuilt, PortError, SwitchError, WorkerStuck
+from switch.errors import ConfigError, FdbError, NotBuilt, PortError, SwitchError
 from switch.events import Follower, Record
 from switch.explain import consequences
 from switch.learning import Flow
@@ -56,7 +56,7 @@ PORT_EXAMPLES: dict[str, Any] = {
 def make_app(control: Control, registry: CollectorRegistry) -> FastAPI:
     """The application over a Control that was started on the loop that serves it."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": models.ErrorShape} for status in (400, 401, 403, 404, 409, 422, 429, 501, 503)
+        status: {"model": models.ErrorShape} for status in (400, 401, 403, 404, 409, 422, 429, 501)
     }
     app = FastAPI(
         title="switchd control API", version=version(), description=DESCRIPTION, responses=errors, docs_url=None,
@@ -151,8 +151,7 @@ def _ports(app: FastAPI, control: Control) -> None:
         format: Literal["json", "pcapng"] = "json",
     ) -> StreamingResponse:  # fmt: skip
         control.spec(name)
-        # In a thread: it waits for the workers.
-        number = await asyncio.to_thread(control.datapath.capture_start, name, direction, drops, snaplen)
+        number = control.datapath.capture_start(name, direction, drops, snaplen)
         return CaptureResponse(control.datapath, number, name, count, format == "pcapng")
 
 
@@ -324,7 +323,6 @@ _KINDS: tuple[tuple[type[SwitchError], str, int], ...] = (
     (BadRequest, "request", 400),
     (PortError, "port", 409),
     (FdbError, "fdb", 409),
-    (WorkerStuck, "worker_stuck", 503),
     (NotBuilt, "not_built", 501),
     (SwitchError, "switch", 409),
 )

@@ -299,8 +299,8 @@ class NicDevice:
 
     def close(self, why: str) -> None:
         if self._attached:
-            self._datapath.nic_detach(self._spec.name, why)  # returns when no worker uses the queues
             self._attached = False
+            self._datapath.nic_detach(self._spec.name, why)  # returns when no worker uses the queues
         self._close_from(0)
 
     def _close_from(self, first: int) -> None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 
 from switch.datapath import Datapath, PortSpec
-from switch.errors import NotBuilt, PortError, SwitchError, WorkerStuck
+from switch.errors import NotBuilt, PortError, SwitchError
 from switch.nic.device import NicDevice
 from switch.nic.library import Verbs, load
 
@@ -58,27 +58,26 @@ class NicKeeper:
     def leaving(self, name: str) -> None:
         """Before the datapath removes a port: its device's queues go first, its memory after them."""
         with self._lock:
-            self._close(name, "the port is being removed")
             self._specs.pop(name, None)
             self._said.pop(name, None)
+            self._close(name, "the port is being removed")
 
     def close(self) -> None:
         with self._lock:
             for name in list(self._specs):
-                with contextlib.suppress(WorkerStuck):
-                    self.leaving(name)
+                self.leaving(name)
             self._epoll.close()
 
     def ready(self) -> None:
         """Some device reported something."""
-        with self._lock, contextlib.suppress(WorkerStuck):
+        with self._lock:
             for name, device in list(self._devices.items()):
                 if why := device.take_events():
                     self._lost(name, why)
 
     def tick(self) -> None:
         """Look after every device: one that a worker found broken is opened anew, one that was away is tried again."""
-        with self._lock, contextlib.suppress(WorkerStuck):  # it is said elsewhere; the next look comes
+        with self._lock:
             for name, spec in self._specs.items():
                 device = self._devices.get(name)
                 if device:
@@ -113,13 +112,12 @@ class NicKeeper:
         self._epoll.register(device.event_fd, select.EPOLLIN)
 
     def _close(self, name: str, why: str) -> None:
-        device = self._devices.get(name)
+        device = self._devices.pop(name, None)
         if device is None:
             return
         with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(device.event_fd)
-        device.close(why)  # WorkerStuck: its queues may be in use still, so it stays
-        del self._devices[name]
+        device.close(why)
 
     def _lost(self, name: str, why: str) -> None:
         log.warning("port %s: %s is opened anew: %s", name, self._specs[name].device, why)

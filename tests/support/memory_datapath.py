@@ -27,7 +27,7 @@ from switch.datapath import (
     Stats,
     WorkerStats,
 )
-from switch.errors import FdbError, PortError, SwitchError, WorkerStuck
+from switch.errors import FdbError, PortError, SwitchError
 
 RX_REASONS = ("malformed_descriptor", "vlan_not_allowed", "hairpin", "port_disabled")
 TX_REASONS = ("ring_full", "link_down", "device_error")
@@ -86,10 +86,6 @@ class MemoryDatapath:
 
     def warnings(self) -> list[str]:
         return ["no huge pages: normal pages are used; set vm.nr_hugepages"]
-
-    def check_workers(self) -> None:
-        for worker in self.stuck:
-            raise WorkerStuck(worker, f"worker {worker} does not go round its queues, so this was not done")
 
     def add_bridge(self, name: str, ageing: int, mac_limit: int) -> None:
         self.calls.append(("add_bridge", name))

@@ -216,23 +216,3 @@ def test_two_requests_on_one_connection(api: Service) -> None:
         connection.request("GET", "/v1/ports")
         assert connection.getresponse().read()
     connection.close()
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("POST", "/v1/ports", {"name": "vm7", "type": "vhostuser", "socket": "/run/vm7.sock"}),
-        ("PATCH", "/v1/ports/vm1", {"mtu": 9000}),
-        ("DELETE", "/v1/ports/vm1", None),
-    ],
-)
-def test_a_worker_that_hangs_is_named_and_nothing_is_begun(api: Service, method: str, path: str, body: Any) -> None:
-    api.datapath.stuck.add(0)
-    calls = list(api.datapath.calls)
-    status, answer = api.ask(method, path, body)
-    assert (status, answer["error"]["kind"]) == (503, "worker_stuck")
-    assert answer["error"]["message"].startswith("worker 0 does not go round its queues")
-    assert api.datapath.calls == calls
-    assert api.ask("POST", "/v1/fdb", {"mac": "52:54:00:00:00:09", "vlan": 10, "port": "vm1"})[0] == 201
-    api.datapath.stuck.clear()
-    assert api.ask(method, path, body)[0] in (200, 201)

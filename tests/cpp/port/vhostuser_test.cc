@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "port/vhostuser.h"
+
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -9,8 +11,10 @@
 #include <filesystem>
 #include <optional>
 
-#include "port/vhostuser_bed.h"
 #include "support/eventually.h"
+#include "support/port_bed.h"
+#include "support/temp_dir.h"
+#include "support/vhost_peer.h"
 #include "vhost_user/features.h"
 #include "vhost_user/guest.h"
 #include "virtio/spec.h"
@@ -20,9 +24,12 @@ namespace {
 
 using testing::make_eventfd;
 using testing::open_descriptors;
+using testing::PortBed;
 using testing::SharedFile;
+using testing::TempDir;
 using testing::VhostPeer;
-using testing::VhostUserBed;
+
+constexpr uint64_t kPlainFeatures = feature_mask(VIRTIO_F_VERSION_1, VHOST_USER_F_PROTOCOL_FEATURES);
 
 sockaddr_un address_of(const std::string& path) {
   sockaddr_un address{};
@@ -31,8 +38,54 @@ sockaddr_un address_of(const std::string& path) {
   return address;
 }
 
+// One port on one socket.
+struct Bed {
+  explicit Bed(bool switch_owns = true, uint32_t queues = 2) : rx_counters(queues), tx_counters(queues) {
+    config.name = "vm1";
+    config.type = "vhostuser";
+    config.socket = dir.file("vm1.sock");
+    config.socket_owner_switch = switch_owns;
+    config.queues = queues;
+  }
+  ~Bed() {
+    if (port) port->close();
+  }
+  Bed(const Bed&) = delete;
+  Bed& operator=(const Bed&) = delete;
+
+  Result<void> open() {
+    auto made = make_vhostuser(config, {rx_counters, tx_counters});
+    if (!made) return made.error();
+    port = std::move(*made);
+    auto opened = port->open(host);
+    if (!opened) port.reset();
+    return opened;
+  }
+  [[nodiscard]] std::string stage() const { return port->status().stage; }
+  [[nodiscard]] std::string detail() const { return port->status().detail; }
+  [[nodiscard]] uint64_t counter(const char* name) const { return port->status().counters.at(name); }
+  // A front-end by hand on our socket, accepted.
+  VhostPeer dial() {
+    const uint64_t before = counter("connects");
+    auto socket = connect_unix(config.socket);
+    REQUIRE(socket);
+    VhostPeer peer(std::move(*socket));
+    REQUIRE(host.until([&] { return counter("connects") == before + 1; }));
+    return peer;
+  }
+  bool reaches(const std::string& wanted) {
+    return host.until([&] { return stage() == wanted; });
+  }
+
+  TempDir dir;
+  PortBed host;
+  PortConfig config;
+  std::vector<QueueCounters> rx_counters, tx_counters;
+  std::unique_ptr<Port> port;
+};
+
 TEST_CASE("VhostUserPort: the status names each stage of the handshake, and what to do while it is stuck") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   const auto stuck = [&](const char* stage, const char* hint) {
     CAPTURE(stage);
@@ -48,7 +101,7 @@ TEST_CASE("VhostUserPort: the status names each stage of the handshake, and what
   stuck("connected", "says nothing");
   peer.send(VhostRequest::kSetProtocolFeatures, offered_protocol_features());
   stuck("negotiating", "driver is not loaded");
-  peer.send(VhostRequest::kSetFeatures, VhostUserBed::kFeatures);
+  peer.send(VhostRequest::kSetFeatures, kPlainFeatures);
   stuck("memory", "share=on");
   VhostMemTable table{1, 0, {}};
   table.regions[0] = {0, memory.size(), memory.address(), 0};
@@ -87,7 +140,7 @@ TEST_CASE("VhostUserPort: an honest guest's frames pass both ways, split and pac
     for (const bool packed : {false, true}) {
       CAPTURE(switch_owns);
       CAPTURE(packed);
-      VhostUserBed bed(switch_owns, 1);
+      Bed bed(switch_owns, 1);
       REQUIRE(bed.open());
       GuestOptions options;
       options.socket = bed.config.socket;
@@ -128,7 +181,7 @@ TEST_CASE("VhostUserPort: an honest guest's frames pass both ways, split and pac
 }
 
 TEST_CASE("VhostUserPort: a second peer is sent away and the first does not notice") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   const VhostPeer first = bed.dial();
   auto socket = connect_unix(bed.config.socket);
@@ -143,7 +196,7 @@ TEST_CASE("VhostUserPort: a second peer is sent away and the first does not noti
 }
 
 TEST_CASE("VhostUserPort: a peer that comes back before its end was noticed is served") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   VhostPeer first = bed.dial();
   first.send(VhostRequest::kSetOwner);
@@ -156,7 +209,7 @@ TEST_CASE("VhostUserPort: a peer that comes back before its end was noticed is s
 }
 
 TEST_CASE("VhostUserPort: a thousand connections leave nothing behind, and their events are held back") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   const UniqueFd event = make_eventfd();
   bed.host.turn();
@@ -173,7 +226,7 @@ TEST_CASE("VhostUserPort: a thousand connections leave nothing behind, and their
 }
 
 TEST_CASE("VhostUserPort: a peer that breaks the protocol is disconnected with a reason, and may come again") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   {
     const VhostPeer peer = bed.dial();
@@ -189,8 +242,38 @@ TEST_CASE("VhostUserPort: a peer that breaks the protocol is disconnected with a
   CHECK(bed.host.until([&] { return again.receive().has_value(); }));
 }
 
+TEST_CASE("VhostUserPort: a peer that keeps the control loop busy is read a part of the time") {
+  Bed bed;
+  REQUIRE(bed.open());
+  const SharedFile memory(1 << 20);
+  VhostPeer peer = bed.dial();
+  const UniqueFd kick = make_eventfd();
+  const UniqueFd call = make_eventfd();
+  const uint64_t at = memory.address();
+  peer.send(VhostRequest::kSetFeatures, kPlainFeatures);
+  peer.send(VhostRequest::kSetMemTable, VhostMemTable{1, 0, {{{0, memory.size(), at, 0}}}}, {memory.fd()});
+  peer.send(VhostRequest::kSetVringNum, VhostVringState{1, 256});
+  peer.send(VhostRequest::kSetVringBase, VhostVringState{1, 0});
+  peer.send(VhostRequest::kSetVringAddr, VhostVringAddr{1, 0, at, at + 0x4000, at + 0x8000, 0});
+  peer.send(VhostRequest::kSetVringKick, uint64_t{1}, {kick.get()});
+  REQUIRE(bed.reaches("enable"));
+  CHECK(bed.counter("throttled") == 0);
+  // Every one of these is a change of a running ring, which pauses the port.
+  const auto flap = [&] {
+    while (peer.send(VhostRequest::kSetVringCall, uint64_t{1}, {call.get()})) {
+    }
+    return bed.counter("throttled") > 0;
+  };
+  REQUIRE(bed.host.until(flap));
+  CHECK(bed.stage() == "enable");  // it is slowed, not sent away
+  const uint64_t then = bed.counter("messages");
+  CHECK(bed.host.until([&] { return bed.counter("messages") > then; }));
+  peer.close();
+  CHECK(bed.reaches("waiting_for_peer"));
+}
+
 TEST_CASE("VhostUserPort: what is offered does not depend on the connection") {
-  VhostUserBed bed;
+  Bed bed;
   bed.config.packed = false;
   REQUIRE(bed.open());
   std::optional<uint64_t> offered;
@@ -206,7 +289,7 @@ TEST_CASE("VhostUserPort: what is offered does not depend on the connection") {
 }
 
 TEST_CASE("VhostUserPort: connects for ever, says why it cannot, and connects again after an end") {
-  VhostUserBed bed(false);
+  Bed bed(false);
   REQUIRE(bed.open());
   CHECK(bed.stage() == "waiting_for_peer");
   CHECK(bed.detail().find("does not exist") != std::string::npos);
@@ -232,7 +315,7 @@ TEST_CASE("VhostUserPort: connects for ever, says why it cannot, and connects ag
 }
 
 TEST_CASE("VhostUserPort: names what a connection attempt met") {
-  VhostUserBed bed(false);
+  Bed bed(false);
   {
     // A socket file whose listener is gone.
     const UniqueFd dead(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -247,20 +330,20 @@ TEST_CASE("VhostUserPort: names what a connection attempt met") {
 TEST_CASE("VhostUserPort: opening fails with a remedy, and leaves nothing behind") {
   const size_t before = open_descriptors();
   {
-    VhostUserBed bed;
+    Bed bed;
     bed.config.socket = bed.dir.file("missing/vm1.sock");
     auto opened = bed.open();
     REQUIRE_FALSE(opened);
     CHECK(opened.error().what.find("create it") != std::string::npos);
   }
   {
-    VhostUserBed bed;
+    Bed bed;
     bed.config.socket = "/tmp/" + std::string(120, 'x');
     REQUIRE_FALSE(bed.open());
   }
   {
-    VhostUserBed bed;
-    VhostUserBed other;
+    Bed bed;
+    Bed other;
     other.config.socket = bed.config.socket;
     REQUIRE(bed.open());
     auto opened = other.open();
@@ -271,7 +354,7 @@ TEST_CASE("VhostUserPort: opening fails with a remedy, and leaves nothing behind
 }
 
 TEST_CASE("VhostUserPort: the socket has the configured mode, and close() removes it") {
-  VhostUserBed bed;
+  Bed bed;
   bed.config.socket_mode = 0600;
   REQUIRE(bed.open());
   struct stat info{};
@@ -284,7 +367,7 @@ TEST_CASE("VhostUserPort: the socket has the configured mode, and close() remove
 }
 
 TEST_CASE("VhostUserPort: a connection that this process has no descriptor for waits until there is one") {
-  VhostUserBed bed;
+  Bed bed;
   REQUIRE(bed.open());
   const UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const sockaddr_un address = address_of(bed.config.socket);

@@ -74,10 +74,10 @@ struct BackendBed {
       : rx_counters(pairs),
         tx_counters(pairs),
         memory(memory_bytes),
-        backend(std::make_unique<Backend>(std::move(sockets[0]),
-                                          BackendConfig{offered_features({}), offered_protocol_features(), rx_counters,
-                                                        tx_counters, 0, std::make_shared<EventPeer>(), unmapper},
-                                          host, counters)),
+        backend(std::make_unique<Backend>(
+            std::move(sockets[0]),
+            BackendConfig{offered_features({}), offered_protocol_features(), rx_counters, tx_counters, 0}, host,
+            counters)),
         peer(std::move(sockets[1])) {
     host.watch(*backend);
   }
@@ -193,7 +193,6 @@ struct BackendBed {
   SharedFile memory;
   WatchingHost host;
   BackendCounters counters;
-  const std::shared_ptr<Reaper> unmapper = std::make_shared<Reaper>();
   std::unique_ptr<Backend> backend;
   VhostPeer peer;
   std::string end;  // why the connection ended

@@ -282,7 +282,6 @@ TEST_CASE("Backend: an eventfd that would block is made non-blocking, and made b
   CHECK_FALSE(bed.live(1));
   CHECK(bed.live(0));
   CHECK(bed.backend->rings()[1].broken == "its call eventfd was made blocking");
-  CHECK(testing::drain_eventfd(full.get()) == 0);  // whoever waited for room was let go
 }
 
 // The flags of an eventfd are the peer's at any moment, also between a look at them and the write that follows.

@@ -112,8 +112,6 @@ TEST_CASE("Channel: what cannot be framed ends the connection and leaks no descr
       VhostMessage message;
       CHECK(pair.channel.receive(message) == Receive::kFailed);
       CHECK_FALSE(pair.channel.error().what.empty());
-      // What did not reach us the kernel would have closed on this thread.
-      if (row.fds > kMaxMessageFds) CHECK(pair.channel.error().what.find("more than 8") != std::string::npos);
       CHECK(message.fds.empty());
     }
     CHECK(testing::eventually([&] { return open_descriptors() == before; }));  // what was not read goes elsewhere

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What an honest guest sends arrives, whatever the shape of its chains.
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <sys/eventfd.h>
 
 #include <vector>
@@ -414,23 +413,6 @@ TEST_CASE("DeviceRx: while it polls it asks for no kicks, and when it sleeps it 
       rx->release();
       CHECK_FALSE(kick_wanted(2));
     }
-  }
-}
-
-// Where the system makes us write to it, a full one must not stop a worker.
-TEST_CASE("DeviceRx: a call eventfd that would block is made non-blocking, and so is the next one") {
-  for (const uint64_t features : both_rings()) {
-    CAPTURE(features);
-    RawGuest guest(features);
-    Pass pass;
-    const UniqueFd first(::eventfd(0, EFD_CLOEXEC));
-    const UniqueFd next(::eventfd(0, EFD_CLOEXEC));
-    auto config = guest.config();
-    config.call_fd = first.get();
-    auto rx = make_device_rx(config, pass.counters);
-    CHECK((::fcntl(first.get(), F_GETFL) & O_NONBLOCK) != 0);
-    rx->set_call_fd(next.get());
-    CHECK((::fcntl(next.get(), F_GETFL) & O_NONBLOCK) != 0);
   }
 }
 
