@@ -23,7 +23,7 @@ class DirtyLog {
   DirtyLog& operator=(const DirtyLog&) = delete;
 
   // The guest's bytes [guest, guest + bytes) were written. Call it after the write: the locked OR keeps that order for
-  // the front-end. Pages beyond the end of the bitmap are ignored. Any thread.
+  // the front-end, of stores past the cache, too. Pages beyond the end of the bitmap are ignored. Any thread.
   void mark(uint64_t guest, uint64_t bytes);
 
  private:

@@ -44,7 +44,8 @@ class LineWatch {
   [[nodiscard]] bool far() const { return far_; }
   // The median of the last verdict's lines, 0: nothing was decided yet. Any thread.
   [[nodiscard]] uint32_t ticks() const { return load_relaxed(ticks_); }
-  // Of this machine: four fifths of what a line takes from memory (with the measuring in both); 0: lines cannot be given back.
+  // Of this machine: four fifths of what a line takes from memory, the measuring included in both. 0: lines cannot be given
+  // back.
   static uint32_t default_far_ticks();
 
  private:
