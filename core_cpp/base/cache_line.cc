@@ -3,7 +3,6 @@
 
 #include <cpuid.h>
 #include <immintrin.h>
-#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "base/affinity.h"
 #include "base/clock.h"
 
 namespace sw {
@@ -52,15 +52,6 @@ uint32_t measure_memory() {
   for (size_t i = 0; i < kLines; ++i) ticks[i] = ticks_of_load(&lines[i * (i + 1) / 2 % kLines * kStride]);
   std::nth_element(ticks.begin(), ticks.begin() + kLines / 2, ticks.end());
   return ticks[kLines / 2];
-}
-
-Result<void> pin_to(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(static_cast<size_t>(cpu), &set);
-  const int error = pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-  if (error != 0) return Error{error, "pin a thread to CPU " + std::to_string(cpu)};
-  return {};
 }
 
 // Odd values are answered by the other side.
@@ -142,12 +133,12 @@ Result<uint32_t> ticks_between(int cpu, int other_cpu) {
   Result<void> other_pinned;
   std::atomic<bool> ready{false};
   std::thread other([&] {
-    other_pinned = pin_to(other_cpu);
+    other_pinned = pin_this_thread(other_cpu);
     ready.store(true, std::memory_order_release);
     return_balls(ball);
   });
   std::thread self([&] {
-    const Result<void> pinned = pin_to(cpu);
+    const Result<void> pinned = pin_this_thread(cpu);
     while (!ready.load(std::memory_order_acquire)) ::sched_yield();
     if (!pinned) {
       found = pinned.error();

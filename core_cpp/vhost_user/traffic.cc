@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vhost_user/traffic.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <chrono>
 
+#include "base/affinity.h"
 #include "base/clock.h"
 #include "vhost_user/traffic_station.h"
 
@@ -70,12 +69,7 @@ void TrafficRunner::stop() {
 }
 
 void TrafficRunner::run() {
-  if (cpu_ >= 0) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(static_cast<size_t>(cpu_), &set);
-    (void)::pthread_setaffinity_np(::pthread_self(), sizeof set, &set);  // unpinned is slower, not wrong
-  }
+  if (cpu_ >= 0) (void)pin_this_thread(cpu_);  // unpinned is slower, not wrong
   while (!stopping_.load(std::memory_order_relaxed)) {
     rounds();
     const bool active = active_.load(std::memory_order_relaxed);

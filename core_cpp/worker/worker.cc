@@ -13,6 +13,7 @@
 #include <bit>
 #include <cerrno>
 
+#include "base/affinity.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/event_signal.h"
@@ -58,13 +59,12 @@ Result<void> Worker::start(const Plan* plan) {
   if (cpu_ >= 0) {
     // Tried here first so that the error reaches a person; the thread repeats it for itself.
     cpu_set_t old_set;
-    cpu_set_t wanted;
-    CPU_ZERO(&wanted);
-    CPU_SET(static_cast<size_t>(cpu_), &wanted);
     pthread_getaffinity_np(pthread_self(), sizeof old_set, &old_set);
-    const int error = pthread_setaffinity_np(pthread_self(), sizeof wanted, &wanted);
+    const Result<void> pinned = pin_this_thread(cpu_);
     pthread_setaffinity_np(pthread_self(), sizeof old_set, &old_set);
-    if (error != 0) return Error{error, "pin worker " + std::to_string(index_) + " to CPU " + std::to_string(cpu_)};
+    if (!pinned) {
+      return Error{pinned.error().code, "pin worker " + std::to_string(index_) + " to CPU " + std::to_string(cpu_)};
+    }
   }
   plan_.store(plan, std::memory_order_release);
   install_nudge_handler();
@@ -113,14 +113,9 @@ void Worker::run() {
   thread_id_.store(static_cast<int>(::syscall(SYS_gettid)), std::memory_order_relaxed);
   const std::string thread_name = "sw-worker" + std::to_string(index_);
   pthread_setname_np(pthread_self(), thread_name.c_str());
-  ::prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);  // naps end on time, not 50 us late
-  if (cpu_ >= 0) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(static_cast<size_t>(cpu_), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-  }
-  (void)signals_never_wait();  // makes what the first signal of this thread needs
+  ::prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);    // naps end on time, not 50 us late
+  if (cpu_ >= 0) (void)pin_this_thread(cpu_);  // start() has seen that it can be
+  (void)signals_never_wait();                  // makes what the first signal of this thread needs
   StallGuard guard(kNudgeSignal);
   guard_ = &guard;
   last_tsc_ = idle_since_tsc_ = tsc_now();
